@@ -1,0 +1,45 @@
+"""What a command line asks for: its jobs as targets, checked whole before anything is built."""
+
+import argparse
+from dataclasses import dataclass
+
+from alignlab.app.paths import roots
+from alignlab.app.preflight import preflight
+from alignlab.app.targets import Planner, Target
+from alignlab.errors import ConfigError
+
+QUICKSTART = "experiments=quickstart"  # what a bare `alignlab` runs
+_HYDRAS = ("hydra.", "hydra/")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Jobs of one command, as targets; Hydra's own overrides apart."""
+
+    planner: Planner
+    targets: list[Target]
+    overrides: list[str]  # as typed, sweeps unexpanded
+    hydra_overrides: list[str]
+    is_sweep: bool
+
+
+def ask(args: argparse.Namespace) -> Asked:
+    """Plan and check what `args` (Hydra's command line) ask for. ConfigError holds all faults, a line each."""
+    hydras = [text for text in args.overrides if text.lstrip("+~").startswith(_HYDRAS)]
+    mine = [text for text in args.overrides if text not in hydras] or [QUICKSTART]
+    is_sweep = bool(args.multirun) or "hydra.mode=MULTIRUN" in hydras
+    sweepers = [text for text in hydras if text.startswith("hydra/sweeper=") and text != "hydra/sweeper=basic"]
+    if sweepers:
+        raise ConfigError(f"{sweepers[0]}: alignlab plans a sweep before it runs, and knows only the basic sweeper")
+    planner = Planner(roots(args.config_dir))
+    jobs = planner.expand(mine) if is_sweep else [tuple(mine)]
+    targets, faults = [], {}
+    for job in jobs:
+        try:
+            targets.append(planner.target(job))
+        except ConfigError as error:
+            faults |= dict.fromkeys(str(error).splitlines())
+    faults |= dict.fromkeys(preflight(planner, targets))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return Asked(planner, targets, mine, hydras, is_sweep)

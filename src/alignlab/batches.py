@@ -1,0 +1,97 @@
+"""NamedTuples that carry tensors between rooms. B sequences, P pairs, T token positions.
+
+Masks: True counts. `labels` stand at the position of the token they name (not shifted): labels[b, t] is
+input_ids[b, t] where that token is scored, and IGNORE elsewhere. The shift happens in one function,
+`kernels.logprobs.shift_labels`; per-token results (log-probs, values, rewards) are in *shifted* coordinates:
+entry [b, t] belongs to the token at t + 1, predicted from position t, and the last column never counts.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from alignlab.rows import Prompt
+
+IGNORE = -100
+"""The label of a token that is not scored."""
+
+
+class Sequences(NamedTuple):
+    """Token sequences of one batch, padded to a common length (either side; `attention_mask` says which)."""
+
+    input_ids: Int[Tensor, "B T"]
+    attention_mask: Bool[Tensor, "B T"]  # True: a real token
+    labels: Int[Tensor, "B T"]  # the token's own id where it is scored, IGNORE elsewhere; position 0 is never scored
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return self.input_ids.shape[0]
+
+    def take(self, index: "Tensor | slice") -> "Sequences":
+        """Some of the rows, with columns that are padding in all of them cut off."""
+        ids, mask, labels = self.input_ids[index], self.attention_mask[index], self.labels[index]
+        used = mask.any(0).nonzero().flatten()
+        if used.numel() == 0:
+            return Sequences(ids, mask, labels)
+        first, last = int(used[0]), int(used[-1]) + 1
+        return Sequences(ids[:, first:last], mask[:, first:last], labels[:, first:last])
+
+    @property
+    def num_scored(self) -> Int[Tensor, ""]:
+        """Number of scored tokens in the whole batch."""
+        return (self.labels != IGNORE).sum()
+
+
+class SFTBatch(NamedTuple):
+    """One optimizer step's rows for SFT (on this process)."""
+
+    sequences: Sequences  # (B, T)
+    rows: Int[Tensor, "B"]  # row numbers in the data set, for messages and caches
+
+    def split(self, size: int) -> "Iterator[SFTBatch]":
+        """Micro-batches of at most `size` sequences."""
+        for start in range(0, len(self.rows), size):
+            part = slice(start, start + size)
+            yield SFTBatch(self.sequences.take(part), self.rows[part])
+
+
+class PreferenceBatch(NamedTuple):
+    """P pairs as 2P sequences: first all chosen, then all rejected, so that one forward pass serves both."""
+
+    sequences: Sequences  # (2P, T)
+    rows: Int[Tensor, "P"]
+
+    def split(self, size: int) -> "Iterator[PreferenceBatch]":
+        """Micro-batches of at most `size` pairs."""
+        num_pairs = len(self.rows)
+        for start in range(0, num_pairs, size):
+            pairs = torch.arange(start, min(start + size, num_pairs), device=self.rows.device)
+            yield PreferenceBatch(self.sequences.take(torch.cat([pairs, pairs + num_pairs])), self.rows[pairs])
+
+
+class PromptBatch(NamedTuple):
+    """Prompts to generate from, padded on the left so that every reply starts in the same column."""
+
+    input_ids: Int[Tensor, "B T"]
+    attention_mask: Bool[Tensor, "B T"]
+    rows: Int[Tensor, "B"]
+    prompts: tuple[Prompt, ...]  # as they stand in the data, for reward functions and logs
+
+
+class Rollout(NamedTuple):
+    """Replies sampled from a policy: left-padded prompt, reply, right padding, in one tensor.
+
+    Scored tokens (`sequences.labels`) are the reply's, its stop token included where there is one.
+    """
+
+    sequences: Sequences  # (B, T)
+    sampler_logprobs: Float[
+        Tensor, "B T"
+    ]  # of each reply token as the sampler saw it; shifted coordinates, 0 elsewhere
+    complete: Bool[Tensor, "B"]  # True: the reply ended with a stop token
+    prompts: tuple[Prompt, ...]
+    responses: tuple[str, ...]  # decoded up to, not including, the stop token

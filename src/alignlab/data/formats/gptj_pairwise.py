@@ -1,0 +1,11 @@
+"""synthetic-instruct-gptj-pairwise: an instruction with a good and a poor reply, all three bare strings."""
+
+from alignlab.data.formats import fields
+from alignlab.data.formats.fields import Record
+from alignlab.rows import PreferenceRow
+
+
+def pair(record: Record) -> PreferenceRow:
+    """The prompt as one user turn, so that a template stands between it and the reply."""
+    prompt = fields.reply(record, "prompt")
+    return PreferenceRow(fields.user(prompt), fields.reply(record, "chosen"), fields.reply(record, "rejected"))

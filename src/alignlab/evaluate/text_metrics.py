@@ -1,0 +1,60 @@
+"""What replies look like, from their text alone: variety, repetition, overlap with a wanted reply.
+
+A word here is a run of letters and digits, or one punctuation mark, in lower case: the same for every tokenizer, so
+that policies of different families compare.
+"""
+
+import re
+from collections.abc import Sequence
+
+from alignlab.errors import DataError
+
+WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def words(text: str) -> list[str]:
+    """The words of `text`, lower case, punctuation marks as words of their own."""
+    return WORD.findall(text.lower())
+
+
+def ngrams(text: str, size: int) -> list[tuple[str, ...]]:
+    """All runs of `size` words of `text`, in order; none if it is shorter."""
+    found = words(text)
+    return [tuple(found[start : start + size]) for start in range(len(found) - size + 1)]
+
+
+def distinct_n(texts: Sequence[str], size: int) -> float:
+    """distinct-n: different n-grams of all texts over all their n-grams (Li et al. 2016, section 5.3); 0 if none.
+
+    It falls as texts grow longer or more numerous: compare it on the same prompts and length limit only.
+    """
+    grams = [gram for text in texts for gram in ngrams(text, size)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition_rate(texts: Sequence[str], size: int = 4) -> float:
+    """seq-rep-n: 1 - (different n-grams / n-grams) within a text, averaged over texts (Welleck et al. 2020, eq. 9).
+
+    Texts shorter than `size` words repeat nothing and count as 0.
+    """
+    if not texts:
+        return 0.0
+    rates = []
+    for text in texts:
+        grams = ngrams(text, size)
+        rates.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
+    return sum(rates) / len(rates)
+
+
+def rouge_l(responses: Sequence[str], targets: Sequence[str]) -> list[float]:
+    """ROUGE-L F1 of each response against its target (Lin 2004), stemmed, in [0, 1].
+
+    Raises:
+        DataError: the two are not of one length.
+    """
+    if len(responses) != len(targets):
+        raise DataError(f"ROUGE needs a target for every response: {len(responses)} responses, {len(targets)} targets")
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    return [scorer.score(target, response)["rougeL"].fmeasure for response, target in zip(responses, targets)]

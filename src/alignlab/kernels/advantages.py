@@ -1,0 +1,71 @@
+"""How much better than expected: generalised advantages over time (GAE), or against the rest of a group.
+
+B sequences, T time steps. Time runs over *counted* steps alone (mask True): between two of them there may be prompt,
+padding or a tool's output, none of which is a step of the policy.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from alignlab.errors import ConfigError
+from alignlab.kernels.precision import autocast_off, upcast
+
+_GRPO_STD_FLOOR = 1e-4  # as in DeepSeekMath's code: a group of equal scores must not divide by 0
+
+
+def gae(
+    rewards: Float[Tensor, "B T"],
+    values: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    gamma: float,
+    gae_lambda: float,
+    bootstrap: Float[Tensor, "B"] | None = None,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """(advantages, returns), both 0.0 where the mask is False. Schulman et al. 2016, eq. 16.
+
+    Backwards over the counted steps, next(t) being the next counted one:
+        delta_t = r_t + gamma * V_next(t) - V_t,    A_t = delta_t + gamma * lambda * A_next(t),    R_t = A_t + V_t
+    After the last counted step the advantage is 0 and the value is `bootstrap` (0 if None: the episode ended there).
+    What stands at uncounted steps, NaN included, is never read. A row without counted steps is all 0.
+    """
+    with autocast_off(values):
+        rewards, values = torch.where(mask, upcast(rewards), 0.0), torch.where(mask, upcast(values), 0.0)
+        advantages = torch.zeros_like(rewards + values)  # the wider of the two dtypes
+        advantage = advantages.new_zeros(len(advantages))
+        next_value = advantage if bootstrap is None else upcast(bootstrap)
+        for t in reversed(range(values.shape[1])):
+            counted = mask[:, t]
+            delta = rewards[:, t] + gamma * next_value - values[:, t]
+            advantage = torch.where(counted, delta + gamma * gae_lambda * advantage, advantage)
+            next_value = torch.where(counted, values[:, t], next_value)
+            advantages[:, t] = torch.where(counted, advantage, 0.0)
+        return advantages, advantages + values  # values are 0 where nothing counts
+
+
+def group_advantages(
+    scores: Float[Tensor, "B"], group_size: int, *, kind: Literal["rloo", "grpo"]
+) -> Float[Tensor, "B"]:
+    """Each score against the other replies to its prompt; groups are contiguous runs of `group_size` scores.
+
+    rloo: score - mean of the *other* scores of its group (Kool et al. 2019; Ahmadian et al. 2024).
+    grpo: (score - group mean) / (unbiased group std + 1e-4) (Shao et al. 2024).
+    ConfigError if `group_size` is below 2 or does not divide B.
+    """
+    if group_size < 2 or scores.shape[0] % group_size:
+        raise ConfigError(
+            f"group_advantages: group_size={group_size} for {scores.shape[0]} scores; a reply is compared with "
+            "others, so it must be at least 2, and it must divide their number"
+        )
+    if kind not in ("rloo", "grpo"):
+        raise ConfigError(f"group_advantages: kind={kind!r} is none of 'rloo', 'grpo'")
+    with autocast_off(scores):
+        groups = upcast(scores).view(-1, group_size)  # (prompts, replies)
+        centered = groups - groups.mean(1, keepdim=True)
+        if kind == "rloo":
+            # score - (sum - score) / (g - 1) = (score - mean) * g / (g - 1)
+            return (centered * (group_size / (group_size - 1))).flatten()
+        return (centered / (groups.std(1, keepdim=True) + _GRPO_STD_FLOOR)).flatten()

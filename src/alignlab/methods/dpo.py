@@ -1,0 +1,124 @@
+"""Learning from pairs without a reward model: DPO and every pairwise loss beside it.
+
+For DPO (Rafailov et al. 2023, eq. 7) the loss of a pair is
+    -log sigmoid(beta [(log pi(y_c|x) - log pi_ref(y_c|x)) - (log pi(y_r|x) - log pi_ref(y_r|x))])
+where log pi(y|x) is the sum over the reply's tokens, its end token included. Which loss it is, is a choice
+(`method/loss=ipo`); this module only asks the policy, asks the reference, and asks the loss.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from alignlab.batches import PreferenceBatch, Sequences
+from alignlab.errors import ConfigError
+from alignlab.losses.base import LossOutput
+from alignlab.losses.preference import PairLogprobs, PreferenceLoss
+from alignlab.methods.base import Method
+from alignlab.methods.optimization import AdamW
+from alignlab.methods.reference_cache import ReferenceCache
+from alignlab.models.policy import Policy
+from alignlab.models.reference import AdapterOff, FrozenCopy
+from alignlab.rows import PreferenceRow
+
+
+class DPO(Method):
+    """Any `PreferenceLoss` on summed log-probs of chosen and rejected replies.
+
+    `reference` says how log pi_ref is had; it is always the model that training starts from:
+      adapter_off  the policy with its new adapter off (needs an adapter; no second copy of the weights)
+      copy         a frozen copy of the starting weights
+      cached       the sums of every pair, computed once before the first step and kept on disk
+      auto         adapter_off where there is an adapter, else copy
+    """
+
+    row_type = PreferenceRow
+    produces = "policy"
+    best_metric = ("validation/accuracy", "max")
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        loss: PreferenceLoss,
+        lr: float,
+        optimizer: AdamW,
+        reference: Literal["auto", "adapter_off", "copy", "cached"] = "auto",
+        epochs: float = 1,
+        max_steps: int | None = None,
+        cache_folder: str | Path | None = None,
+    ) -> None:
+        super().__init__(lr=lr, optimizer=optimizer, epochs=epochs, max_steps=max_steps)
+        if reference == "cached" and cache_folder is None:
+            raise ConfigError("method.reference=cached: needs cache_folder, where the log-probs are kept")
+        self.policy = policy
+        self.loss = loss
+        self.reference: Callable[[Sequences], Tensor] | None = None
+        self.cache: ReferenceCache | None = None
+        if loss.needs_reference:
+            if reference == "cached":
+                self.cache = ReferenceCache(policy, Path(str(cache_folder)))
+            else:
+                self.reference = make_reference(policy, reference)
+
+    def trained_modules(self) -> Iterable[nn.Module]:
+        return [self.policy]
+
+    def before_training(self, data: Any) -> None:
+        if self.loss.batch_coupled and self.micro_batch_size is not None:
+            raise ConfigError(
+                f"hardware.micro_batch_size={self.micro_batch_size}: {type(self.loss).__name__} couples the pairs of a "
+                "batch, so cutting the batch would change it; set it to null and lower data.batch_size"
+            )
+        if self.cache is not None:
+            self.cache.fill(data, is_writer=self.trainer.is_global_zero)
+
+    def count(self, batch: PreferenceBatch) -> Tensor:
+        return torch.tensor(len(batch.rows))
+
+    def compute(self, batch: PreferenceBatch) -> LossOutput:
+        return self._loss_of(batch, "train")
+
+    def _loss_of(self, batch: PreferenceBatch, split: str) -> LossOutput:
+        out = self.policy(batch.sequences)
+        policy = pair_logprobs(out.logprobs, out.mask)
+        if self.cache is not None:
+            sums = self.cache.lookup(split, batch.rows).to(out.logprobs.device)  # (2, P): chosen, rejected
+            reference = PairLogprobs(sums[0], sums[1], policy.chosen_length, policy.rejected_length)
+        elif self.reference is not None:
+            reference = pair_logprobs(self.reference(batch.sequences), out.mask)
+        else:
+            reference = None
+        return self.loss(policy, reference)
+
+    def evaluate_batch(self, batch: PreferenceBatch, split: str) -> dict[str, Tensor]:
+        loss, metrics = self._loss_of(batch, split)
+        num_pairs = len(batch.rows)
+        sums = {name: value.double() * num_pairs for name, value in {"loss": loss, **metrics}.items()}
+        return {**sums, "count": torch.tensor(float(num_pairs), device=loss.device)}
+
+
+def pair_logprobs(logprobs: Tensor, mask: Tensor) -> PairLogprobs:
+    """Per-token log-probs [2P, T] (chosen first) as sums over each reply, with the replies' lengths."""
+    # summed, not averaged: beta is per sequence
+    chosen, rejected = logprobs.sum(-1).chunk(2)
+    chosen_length, rejected_length = mask.sum(-1).chunk(2)
+    return PairLogprobs(chosen, rejected, chosen_length, rejected_length)
+
+
+def make_reference(policy: Policy, kind: str) -> AdapterOff | FrozenCopy:
+    """The starting model as a frozen callable; call it before the first step."""
+    if kind == "auto":
+        kind = "adapter_off" if policy.has_adapter else "copy"
+    if kind == "adapter_off":
+        if not policy.has_adapter:
+            raise ConfigError(
+                "method.reference=adapter_off: there is no adapter; choose adapter=lora or reference=copy"
+            )
+        return AdapterOff(policy)
+    if kind == "copy":
+        return FrozenCopy(policy)
+    raise ConfigError(f"method.reference={kind}: allowed are auto, adapter_off, copy and cached")

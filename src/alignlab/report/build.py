@@ -1,0 +1,176 @@
+"""`build_report`: run folders in, a folder with report.md, report.html, tables/ and figures/ out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from alignlab.errors import DataError
+from alignlab.report import contents, figures, tables
+from alignlab.report.document import (
+    Block,
+    Commands,
+    Heading,
+    Listing,
+    Paragraph,
+    Picture,
+    to_document_html,
+    to_document_markdown,
+)
+from alignlab.report.hacking import find_warnings
+from alignlab.report.summary import Row, summarise
+
+HEADLINES = (
+    *("gold_reward", "gold_reward_low", "gold_reward_high", "proxy_reward", "kl", "win_rate", "response_length"),
+    *("distinct_2", "perplexity_reference", "eos_rate", "accuracy", "accuracy_low", "accuracy_high"),
+)
+RULES = (
+    "None of the rules fired: proxy reward above and gold reward below another policy's; or, with the reward above the "
+    "baseline's, a KL above 1 nat a token, distinct-2 below half of the baseline's, or a repetition rate 0.1 above it. "
+    "Read the replies all the same."
+)
+
+
+def build_report(
+    folder: Path,
+    runs: Mapping[str, Sequence[Path]],
+    *,
+    title: str,
+    next_commands: Sequence[str],
+    baseline: str | None,
+) -> dict[str, float]:
+    """Writes folder/report/ from finished run folders and returns the headline figures, `<row>/<figure>`.
+
+    Args:
+        runs: need (base, sft, reward, dpo, ...) -> folders of evaluations, or of trained reward models. Folders of
+            one need that differ in nothing but the seed become one row.
+        baseline: the need that win rates and warnings compare with; None for neither.
+        next_commands: what the reader may type next.
+
+    Raises:
+        DataError: no runs at all, `baseline` is no need, or a folder that is not a finished run.
+    """
+    if not any(runs.values()):
+        raise DataError(f"{folder}: a report needs at least one run folder, none came")
+    if baseline is not None and baseline not in runs:
+        raise DataError(f"{folder}: baseline={baseline} is none of the needs; they are {', '.join(runs)}")
+    rows = summarise(runs, baseline=baseline)
+    rewards = [row for row in rows if row.records[0].is_reward_model]
+    policies = [row for row in rows if not row.records[0].is_reward_model]
+    warnings = find_warnings(policies, baseline=baseline)
+    colours = figures.assign_colours([row.need for row in rows])
+    out = folder / "report"
+    out.mkdir(parents=True, exist_ok=True)
+    blocks = [
+        *_summary_blocks(policies, out, baseline=baseline, warnings=warnings, colours=colours),
+        *_reward_blocks(rewards, out, colours=colours),
+        *_training_blocks(rows, policies, out, colours=colours),
+        *_ending_blocks(rows, next_commands),
+    ]
+    _write(out / "report.md", to_document_markdown(title, blocks, folder=out))
+    _write(out / "report.html", to_document_html(title, blocks))
+    about = {"title": title, "next_commands": list(next_commands), "warnings": warnings}
+    _write(out / "report.json", json.dumps(about, indent=2, allow_nan=False) + "\n")
+    return {f"{row.label}/{name}": row.values[name] for row in rows for name in HEADLINES if name in row.values}
+
+
+def _summary_blocks(
+    policies: Sequence[Row],
+    out: Path,
+    *,
+    baseline: str | None,
+    warnings: Mapping[str, Sequence[str]],
+    colours: Mapping[str, str],
+) -> list[Block]:
+    """The table of policies, the frontier, and what looks wrong."""
+    _write(out / "tables" / "summary.csv", tables.to_csv(policies, tables.POLICY_CSV, first="policy"))
+    note = contents.policy_note(policies, baseline=baseline)
+    table = tables.text_table(policies, tables.POLICY_COLUMNS, first="policy", note=note)
+    _write(out / "tables" / "summary.md", tables.to_markdown(table))
+    _write(out / "tables" / "summary.tex", tables.to_latex(table))
+    if not policies:
+        return []
+    blocks: list[Block] = [Heading("Summary")]
+    sentences = contents.headline(policies, baseline=baseline, flagged=warnings)
+    blocks += [Listing(tuple(sentences))] if sentences else []
+    blocks.append(table)
+    points = contents.frontier_points(policies, flagged=warnings)
+    if points:
+        path = out / "figures" / "frontier.png"
+        figures.reward_kl_frontier(points, path, colours=colours)
+        sweep = len({point.family for point in points}) < len(points)
+        caption = "Reward against KL; bars: 95% intervals" + ("; lines join the settings of one sweep" if sweep else "")
+        blocks.append(Picture(path, caption + ("; red rings: suspects, see below." if warnings else ".")))
+    blocks.append(Heading("Signs of over-optimisation"))
+    if not warnings:
+        blocks.append(Paragraph(RULES))
+    else:
+        blocks.append(Listing(tuple(f"{label}: {'; '.join(found)}" for label, found in warnings.items())))
+    return blocks
+
+
+def _reward_blocks(rewards: Sequence[Row], out: Path, *, colours: Mapping[str, str]) -> list[Block]:
+    """The table of reward models and their plot."""
+    if not rewards:
+        return []
+    note = contents.reward_note(rewards)
+    table = tables.text_table(rewards, tables.REWARD_COLUMNS, first="reward model", note=note)
+    _write(out / "tables" / "reward.csv", tables.to_csv(rewards, tables.REWARD_CSV, first="reward_model"))
+    _write(out / "tables" / "reward.md", tables.to_markdown(table))
+    _write(out / "tables" / "reward.tex", tables.to_latex(table))
+    blocks: list[Block] = [Heading("Reward models"), table]
+    plots = contents.reward_model_plots(rewards)
+    if plots:
+        path = out / "figures" / "reward_model.png"
+        figures.reward_model_quality(plots, path, colours=colours)
+        blocks.append(
+            Picture(path, "Held-out accuracy, margins and calibration; dots on the dashed diagonal are calibrated.")
+        )
+    return blocks
+
+
+def _training_blocks(
+    rows: Sequence[Row], policies: Sequence[Row], out: Path, *, colours: Mapping[str, str]
+) -> list[Block]:
+    """Curves over training, reply lengths, replies side by side."""
+    blocks: list[Block] = []
+    curves = contents.training_curves(rows)
+    if curves:
+        path = out / "figures" / "curves.png"
+        figures.reward_curves(curves, path, colours=colours)
+        caption = "Training curves of each row's first run; faint: as logged, strong: running mean over a twentieth."
+        blocks += [Heading("Training"), Picture(path, caption)]
+    lengths = contents.reply_lengths(policies)
+    if lengths:
+        path = out / "figures" / "lengths.png"
+        figures.length_histogram(lengths, path, colours=colours)
+        blocks += [
+            Heading("Reply lengths"),
+            Picture(path, "Share of replies by length, on one scale for all policies."),
+        ]
+    replies = contents.side_by_side(policies)
+    if replies:
+        blocks += [
+            Heading("Replies side by side"),
+            Paragraph("The first held-out prompts, not chosen by hand."),
+            *replies,
+        ]
+    return blocks
+
+
+def _ending_blocks(rows: Sequence[Row], next_commands: Sequence[str]) -> list[Block]:
+    """Where everything lies and what to type next."""
+    folders = []
+    for row in rows:
+        for record in row.records:
+            of = f", of {record.trained.name}" if record.trained else ""
+            seed = "" if record.seed is None else f" (seed {record.seed})"
+            folders.append(f"{row.label}{seed}: {record.name}{of}")
+    blocks: list[Block] = [Heading("Run folders"), Listing(tuple(folders))]
+    if next_commands:
+        blocks += [Heading("Next"), Commands(tuple(next_commands))]
+    return blocks
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

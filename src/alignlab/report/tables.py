@@ -1,0 +1,143 @@
+"""Tables as text: the summary of policies and of reward models in markdown, LaTeX and CSV.
+
+CSV holds full precision under the metric's own names, an empty cell where nothing was measured; markdown and LaTeX
+hold what a reader wants, with intervals in brackets.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from alignlab.report.summary import Row
+
+
+class Column(NamedTuple):
+    """How a figure is shown."""
+
+    name: str
+    header: str
+    digits: int  # after the point
+    interval: bool = False
+    percent: bool = False
+
+
+class TextTable(NamedTuple):
+    """Ready cells; the first `num_words` columns are words (left aligned), the others numbers (right aligned)."""
+
+    headers: tuple[str, ...]
+    cells: tuple[tuple[str, ...], ...]
+    note: str  # one line: what the numbers are
+    num_words: int = 2
+
+
+POLICY_COLUMNS = (
+    Column("gold_reward", "gold reward", 2, interval=True),
+    Column("proxy_reward", "proxy reward", 2),
+    Column("kl", "KL (nats)", 1),
+    Column("win_rate", "win rate", 0, interval=True, percent=True),
+    Column("response_length", "length", 1),
+    Column("distinct_2", "distinct-2", 2),
+    Column("perplexity_reference", "perplexity", 1),
+    Column("eos_rate", "EOS rate", 0, percent=True),
+)
+REWARD_COLUMNS = (
+    Column("accuracy", "accuracy", 1, interval=True, percent=True),
+    Column("margin", "margin", 2, interval=True),
+    Column("calibration_error", "calibration error", 3),
+    Column("loss", "loss", 3),
+    Column("num_pairs", "pairs", 0),
+)
+POLICY_CSV = (
+    *("gold_reward", "gold_reward_low", "gold_reward_high", "proxy_reward", "kl", "win_rate"),
+    *("response_length", "distinct_2", "perplexity_reference", "eos_rate", "seeds"),
+    *("proxy_reward_low", "proxy_reward_high", "kl_low", "kl_high", "win_rate_low", "win_rate_high"),
+    *("distinct_1", "repetition_rate", "entropy", "num_prompts"),
+)
+REWARD_CSV = (
+    *("accuracy", "accuracy_low", "accuracy_high", "margin", "margin_low", "margin_high"),
+    *("calibration_error", "loss", "num_pairs", "seeds"),
+)
+LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\~{}", "^": r"\^{}"}
+
+
+def text_table(rows: Sequence[Row], columns: Sequence[Column], *, first: str, note: str) -> TextTable:
+    """Rows as cells; columns that no row has a value for are left out, and so is `seeds` where all have one."""
+    used = [column for column in columns if any(column.name in row.values for row in rows)]
+    several = any(row.num_seeds > 1 for row in rows)
+    headers = (first, "method", *(column.header for column in used), *(("seeds",) if several else ()))
+    cells = tuple(
+        (
+            row.label,
+            row.method or "-",
+            *(_cell(row, column) for column in used),
+            *((str(row.num_seeds),) if several else ()),
+        )
+        for row in rows
+    )
+    return TextTable(headers, cells, note)
+
+
+def to_markdown(table: TextTable) -> str:
+    """A GitHub table padded to read well as plain text, with its note under it."""
+    lines = [table.headers, *table.cells]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    widths = [max(3, *(len(line[index]) for line in escaped)) for index in range(len(table.headers))]
+    rules = ["-" * width if index < table.num_words else "-" * (width - 1) + ":" for index, width in enumerate(widths)]
+    padded = [
+        " | ".join(
+            cell.ljust(width) if index < table.num_words else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths))
+        )
+        for line in [escaped[0], rules, *escaped[1:]]
+    ]
+    body = "\n".join(f"| {line} |" for line in padded)
+    return f"{body}\n\n{table.note}\n"
+
+
+def to_latex(table: TextTable) -> str:
+    """A booktabs tabular (needs \\usepackage{booktabs}), with the note as a comment above it."""
+    layout = "l" * table.num_words + "r" * (len(table.headers) - table.num_words)
+    lines = [
+        f"% {table.note}",
+        f"\\begin{{tabular}}{{{layout}}}",
+        "\\toprule",
+        _latex_line(table.headers),
+        "\\midrule",
+        *(_latex_line(line) for line in table.cells),
+        "\\bottomrule",
+        "\\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(rows: Sequence[Row], names: Sequence[str], *, first: str) -> str:
+    """`first` (the label), method and `names` as columns; numbers as Python writes them, empty where unmeasured."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([first, "method", *names])
+    for row in rows:
+        values = row.values | {"seeds": row.num_seeds}
+        writer.writerow([row.label, row.method or "", *(values.get(name, "") for name in names)])
+    return out.getvalue()
+
+
+def shown(value: float | None, *, digits: int, percent: bool = False) -> str:
+    """A number for a reader: `-` where there is none."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.{digits}f}%" if percent else f"{value:.{digits}f}"
+
+
+def _cell(row: Row, column: Column) -> str:
+    text = shown(row.values.get(column.name), digits=column.digits, percent=column.percent)
+    low, high = row.values.get(f"{column.name}_low"), row.values.get(f"{column.name}_high")
+    if not column.interval or low is None or high is None:
+        return text
+    scale = 100 if column.percent else 1
+    return f"{text} [{scale * low:.{column.digits}f}, {scale * high:.{column.digits}f}]"
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    escaped = ["".join(LATEX.get(letter, letter) for letter in cell.replace("\\", "/")) for cell in cells]
+    return " & ".join(escaped) + r" \\"

@@ -1,0 +1,215 @@
+"""Replies from a policy: our own decode loop on a Hugging Face body and its cache.
+
+Why not transformers' `generate`: in train mode with gradient checkpointing it returns wrong text (the cache is dropped
+inside the layers), it applies top_k=50 unasked, and it draws from the global RNG. Here the policy is in eval mode
+without gradients and afterwards as it was, every sampling setting is an argument, and the caller's generator is the
+only randomness.
+
+Prompts are padded on the left and positions come from the mask, so a row's reply does not depend on its batch-mates.
+The reply ends at the first stop token, which belongs to it; what would follow is padding.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from alignlab.batches import IGNORE, PromptBatch, Rollout, Sequences
+from alignlab.errors import ConfigError, DataError
+from alignlab.models.backbone import body_of, evaluating, lm_head, positions_of, takes_positions, unwrapped
+from alignlab.models.policy import Policy
+from alignlab.rollout.sampling import Choice, check_sampling, log_distribution, most_likely, sample
+
+_COMPACT_BELOW = 0.75  # finished rows leave the batch once this share or less is still going
+
+
+class Replies(NamedTuple):
+    """R columns of reply tokens, right-padded."""
+
+    tokens: Int[Tensor, "B R"]
+    mask: Bool[Tensor, "B R"]  # True: a token of the reply, its stop token included
+    logprobs: Float[Tensor, "B R"]
+    complete: Bool[Tensor, "B"]
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy,
+    prompts: PromptBatch,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    greedy: bool = False,
+    generator: torch.Generator | None = None,
+) -> Rollout:
+    """A reply of at most `max_new_tokens` tokens to each prompt.
+
+    `top_k=0` and `top_p=1.0` are off. `greedy` takes the most likely token and needs no generator; sampling needs one,
+    and the same one gives the same replies. `sampler_logprobs` are of the distribution that was drawn from.
+    ConfigError for impossible settings or a reply that would pass the network's longest position; DataError for
+    prompts that are empty or padded on the right.
+    """
+    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    _check_prompts(policy, prompts, max_new_tokens)
+    if not greedy and generator is None:
+        raise ConfigError("sampling needs a torch.Generator: there is no hidden randomness (or set greedy=True)")
+    prompts = prompts._replace(
+        input_ids=prompts.input_ids.to(policy.device), attention_mask=prompts.attention_mask.to(policy.device)
+    )
+    uniform = None if greedy else _uniform(len(prompts.rows), max_new_tokens, generator, policy.device)
+    with evaluating(policy.model):
+        decoder = _Decoder(policy, prompts, max_new_tokens)
+        for step in range(max_new_tokens):
+            logprobs = log_distribution(decoder.logits(), temperature=temperature, top_k=top_k, top_p=top_p)
+            choice = most_likely(logprobs) if uniform is None else sample(logprobs, uniform[decoder.live, step])
+            if not decoder.take(choice, step):
+                break
+    return _rollout(policy, prompts, decoder.replies())
+
+
+class _Decoder:
+    """The rows still going, their cache, and what has been written so far."""
+
+    def __init__(self, policy: Policy, prompts: PromptBatch, max_new_tokens: int) -> None:
+        num_rows, width = prompts.input_ids.shape
+        device = policy.device
+        self.body: Any = body_of(policy.model)
+        self.head = lm_head(policy.model)
+        self.told_positions = takes_positions(self.body)
+        self.stops = torch.tensor(policy.stop_token_ids, device=device)
+        self.cache = _new_cache(policy)
+        self.width = width  # columns of prompt and reply that the cache has seen, after the next forward
+        self.live = torch.arange(num_rows, device=device)  # row numbers of what is in the cache
+        self.going = torch.ones(num_rows, dtype=torch.bool, device=device)  # of those, the unfinished
+        self.attention = torch.zeros(num_rows, width + max_new_tokens, dtype=torch.bool, device=device)
+        self.attention[:, :width] = prompts.attention_mask
+        self.inputs = prompts.input_ids
+        self.positions = positions_of(prompts.attention_mask)
+        pad = policy.tokenizer.pad_token_id
+        self.tokens = torch.full((num_rows, max_new_tokens), pad, dtype=torch.int64, device=device)
+        self.mask = torch.zeros(num_rows, max_new_tokens, dtype=torch.bool, device=device)
+        self.logprobs = torch.zeros(num_rows, max_new_tokens, device=device)
+        self.complete = torch.zeros(num_rows, dtype=torch.bool, device=device)
+
+    def logits(self) -> Float[Tensor, "L V"]:
+        """Next-token logits of the live rows, in float32 also under autocast (as in training)."""
+        extra = {"position_ids": self.positions} if self.told_positions else {}
+        out = self.body(
+            input_ids=self.inputs,
+            attention_mask=self.attention[:, : self.width].long(),
+            past_key_values=self.cache,
+            use_cache=True,
+            **extra,
+        )
+        last = out.last_hidden_state[:, -1]
+        weight, bias = self.head
+        with torch.autocast(last.device.type, enabled=False):
+            return torch.nn.functional.linear(last.float(), weight.float(), None if bias is None else bias.float())
+
+    def take(self, choice: Choice, step: int) -> bool:
+        """Writes one token per unfinished row and prepares the next forward; False when none is left."""
+        rows, tokens = self.live[self.going], choice.tokens[self.going]
+        self.tokens[rows, step] = tokens
+        self.mask[rows, step] = True
+        self.logprobs[rows, step] = choice.logprobs[self.going]
+        stopped = torch.isin(tokens, self.stops)
+        self.complete[rows] = stopped
+        self.going = self.going.masked_scatter(self.going, ~stopped)
+        num_going = int(self.going.sum())
+        if num_going == 0:
+            return False
+        self.inputs = choice.tokens[:, None]
+        self.positions = self.positions[:, -1:] + 1
+        self.attention[:, self.width] = True
+        self.width += 1
+        if num_going <= _COMPACT_BELOW * len(self.going):
+            self._compact()
+        return True
+
+    def replies(self) -> Replies:
+        """Everything written, without columns that no row has used."""
+        used = int(self.mask.any(0).sum())
+        return Replies(self.tokens[:, :used], self.mask[:, :used], self.logprobs[:, :used], self.complete)
+
+    def _compact(self) -> None:
+        """Drops finished rows from the cache and from the next forward."""
+        keep = self.going.nonzero().flatten()
+        self.cache.batch_select_indices(keep)
+        self.live, self.inputs, self.positions = self.live[keep], self.inputs[keep], self.positions[keep]
+        self.attention, self.going = self.attention[keep], self.going[keep]
+
+
+def _new_cache(policy: Policy) -> Any:
+    """An empty cache that grows, with the layer kinds (sliding windows, ...) of this network."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=unwrapped(policy.model).config)
+
+
+def _uniform(rows: int, steps: int, generator: Any, device: torch.device) -> Float[Tensor, "B R"]:
+    """One number per row and step, all drawn at once: a row's numbers do not depend on when others finish."""
+    numbers = torch.rand(rows, steps, generator=generator, device=generator.device, dtype=torch.float64)
+    return numbers.to(device)
+
+
+def _check_prompts(policy: Policy, prompts: PromptBatch, max_new_tokens: int) -> None:
+    """See `generate`."""
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    lengths = prompts.attention_mask.sum(1)
+    if empty := (lengths == 0).nonzero().flatten().tolist():
+        raise DataError(f"prompts {empty} of the batch have no tokens: a reply needs at least one (BOS) to start from")
+    if not bool(prompts.attention_mask[:, -1].all()):
+        raise DataError(
+            "prompts are padded on the right; generation needs left padding (the reply follows the last column)"
+        )
+    longest = int(lengths.max())
+    limit = getattr(unwrapped(policy.model).config, "max_position_embeddings", None)
+    if limit is not None and longest + max_new_tokens > limit:
+        raise ConfigError(
+            f"max_new_tokens={max_new_tokens} after a prompt of {longest} tokens passes the network's {limit} "
+            "positions; lower it or data.max_prompt_length"
+        )
+
+
+def _rollout(policy: Policy, prompts: PromptBatch, replies: Replies) -> Rollout:
+    """Prompt and reply in one tensor, in the coordinates that training uses."""
+    prompt_ids, prompt_mask = prompts.input_ids, prompts.attention_mask
+    labels = replies.tokens.masked_fill(~replies.mask, IGNORE)
+    sequences = Sequences(
+        input_ids=torch.cat([prompt_ids, replies.tokens], 1),
+        attention_mask=torch.cat([prompt_mask, replies.mask], 1),
+        labels=torch.cat([torch.full_like(prompt_ids, IGNORE), labels], 1),
+    )
+    logprobs = torch.zeros(sequences.input_ids.shape, device=prompt_ids.device)
+    start = prompt_ids.shape[1] - 1  # shifted: the first reply token stands at the last prompt column
+    logprobs[:, start : start + replies.logprobs.shape[1]] = replies.logprobs
+    return Rollout(sequences, logprobs, replies.complete, prompts.prompts, decode_replies(policy, prompts, replies))
+
+
+def decode_replies(policy: Policy, prompts: PromptBatch, replies: Replies) -> tuple[str, ...]:
+    """The replies' texts up to, not including, the stop token; special tokens are left out."""
+    lengths = (replies.mask.sum(1) - replies.complete.long()).tolist()
+    texts = []
+    for ids, mask, tokens, length in zip(
+        prompts.input_ids, prompts.attention_mask, replies.tokens, lengths, strict=True
+    ):
+        texts.append(continuation_text(policy.tokenizer, ids[mask].tolist(), tokens[:length].tolist()))
+    return tuple(texts)
+
+
+def continuation_text(tokenizer: Any, prompt: Sequence[int], reply: Sequence[int]) -> str:
+    """What `reply` adds to the text of `prompt`.
+
+    Decoding the reply alone would lose its first space with tokenizers that mark words by a leading one.
+    """
+
+    def text(ids: Sequence[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    before, both = text(prompt), text([*prompt, *reply])
+    return both[len(before) :] if both.startswith(before) else text(reply)

@@ -1,0 +1,3 @@
+from toylab.losses import DPOLoss, IPOLoss
+
+__all__ = ["DPOLoss", "IPOLoss"]

@@ -1,0 +1,40 @@
+"""Text figures of a few sentences, counted by hand."""
+
+import pytest
+
+from alignlab.errors import DataError
+from alignlab.evaluate.text_metrics import distinct_n, ngrams, repetition_rate, rouge_l, words
+
+
+def test_words_are_lower_case_and_punctuation_stands_alone():
+    assert words("Don't stop, Lily!") == ["don", "'", "t", "stop", ",", "lily", "!"]
+
+
+def test_ngrams_of_a_text_shorter_than_n_are_none():
+    assert ngrams("a b", 3) == []
+    assert ngrams("a b c", 2) == [("a", "b"), ("b", "c")]
+
+
+def test_distinct_n_counts_over_all_texts_together():
+    texts = ["a b a", "a b"]
+    assert distinct_n(texts, 1) == 2 / 5  # a, b of a b a a b
+    assert distinct_n(texts, 2) == 2 / 3  # (a b), (b a) of (a b), (b a), (a b)
+
+
+def test_distinct_n_of_no_words_is_zero():
+    assert distinct_n(["", " "], 1) == 0.0
+    assert distinct_n([], 2) == 0.0
+
+
+def test_repetition_rate_is_zero_without_repeats_and_high_in_a_loop():
+    assert repetition_rate(["one two three four five six"]) == 0.0
+    # 8 words "ha": five 4-grams, all the same one
+    assert repetition_rate(["ha ha ha ha ha ha ha ha"]) == pytest.approx(1 - 1 / 5)
+    assert repetition_rate(["ha ha ha ha ha ha ha ha", "short"]) == pytest.approx(0.4)  # averaged over texts
+
+
+def test_rouge_l_of_a_known_pair():
+    # longest common subsequence "the cat mat": 3 of 3 words, of 4 words -> F1 = 2 * 1 * 0.75 / 1.75
+    assert rouge_l(["the cat mat"], ["the cat on mat"]) == [pytest.approx(6 / 7)]
+    with pytest.raises(DataError, match="1 responses, 2 targets"):
+        rouge_l(["a"], ["a", "b"])

@@ -1,0 +1,125 @@
+"""PPO's inside: the first ratio is 1, what is outside a reply counts for nothing, whitening is over counted tokens."""
+
+import pytest
+import torch
+
+from alignlab.batches import IGNORE
+from alignlab.kernels.masked import masked_whiten
+from alignlab.methods.ppo import PPO
+from alignlab.models.critic import Critic
+from tests.methods.setting import PROMPT_ROW, letter_reward, lora, make_data, make_method
+
+
+def rollout_of(method: PPO, step: int = 0):
+    batch = make_data(PROMPT_ROW).train_batch(step)
+    return batch, method.sample(batch, torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_the_first_ratio_is_one(temperature: float, critic: str):
+    method = make_method("ppo", temperature=temperature, critic=critic)
+    batch, rollout = rollout_of(method)
+    experience, metrics = method.collect(rollout, batch.rows)
+    for minibatch in experience.minibatches(3, torch.Generator().manual_seed(0)):
+        out = method.policy(minibatch.sequences, temperature=temperature)
+        ratio = (out.logprobs - minibatch.logprobs)[minibatch.mask].exp()
+        assert float((ratio - 1).abs().max()) < 1e-5
+    assert float(metrics["sampler_gap"]) < 1e-5
+
+
+def test_policy_equals_reference_at_the_start_so_the_kl_is_zero():
+    for adapter in (None, lora()):
+        method = make_method("ppo", adapter=adapter)
+        batch, rollout = rollout_of(method)
+        _, metrics = method.collect(rollout, batch.rows)
+        assert float(metrics["kl"]) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_values_start_at_zero_and_advantages_are_the_whitened_score_to_go():
+    method = make_method("ppo", whiten_advantages=False, gae_lambda=1.0)
+    batch, rollout = rollout_of(method)
+    experience, _ = method.collect(rollout, batch.rows)
+    assert experience.values.abs().max() == 0
+    scores = letter_reward(rollout.prompts, rollout.responses)
+    expected = scores[:, None].expand_as(experience.mask) * experience.mask
+    torch.testing.assert_close(experience.advantages, expected)
+    torch.testing.assert_close(experience.returns, expected)
+
+
+def test_whitening_is_over_counted_tokens_and_equals_the_kernel():
+    method = make_method("ppo")
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
+    x = torch.tensor([[1.0, 2.0, 99.0, 99.0], [3.0, 4.0, 7.0, 99.0]])
+    white = method._whiten(torch.where(mask, x, 0.0), mask)
+    torch.testing.assert_close(white, masked_whiten(x, mask) * mask, rtol=1e-5, atol=1e-5)
+    assert float(white[mask].mean()) == pytest.approx(0.0, abs=1e-6)
+    assert float(white[mask].std()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_what_stands_after_a_reply_changes_nothing():
+    method = make_method("ppo")
+    batch, rollout = rollout_of(method)
+    assert (~rollout.sequences.attention_mask).any()
+    ids = rollout.sequences.input_ids.clone()
+    ids[~rollout.sequences.attention_mask] = 7
+    other = rollout._replace(sequences=rollout.sequences._replace(input_ids=ids))
+    a, _ = method.collect(rollout, batch.rows)
+    b, _ = method.collect(other, batch.rows)
+    torch.testing.assert_close(a.advantages, b.advantages)
+    loss_a, loss_b = method.compute(a).loss, method.compute(b).loss
+    torch.testing.assert_close(loss_a, loss_b)
+
+
+def test_only_reply_tokens_are_trained_and_the_stop_token_is_one():
+    method = make_method("ppo")
+    _, rollout = rollout_of(method)
+    labels = rollout.sequences.labels
+    for row, complete in enumerate(rollout.complete.tolist()):
+        scored = labels[row][labels[row] != IGNORE]
+        assert (scored[-1] == 2) == complete
+        assert (scored[:-1] != 2).all()
+    assert (labels != IGNORE).sum(-1).max() <= method.max_new_tokens
+
+
+def test_a_penalty_for_replies_that_never_end():
+    plain, strict = make_method("ppo"), make_method("ppo", missing_eos_penalty=1.5)
+    _, rollout = rollout_of(plain)
+    difference = plain.score(rollout) - strict.score(rollout)
+    torch.testing.assert_close(difference, 1.5 * (~rollout.complete).float())
+
+
+def test_samples_depend_on_seed_and_iteration_alone():
+    method = make_method("ppo")
+    batch = make_data(PROMPT_ROW).train_batch(0)
+    state = torch.get_rng_state()
+    first = method.sample(batch, method._generator("sample"))
+    torch.manual_seed(5)
+    again = method.sample(batch, method._generator("sample"))
+    assert first.responses == again.responses
+    method.completed_steps = 1
+    assert method.sample(batch, method._generator("sample")).responses != first.responses
+    torch.set_rng_state(state)
+
+
+def test_a_separate_critic_is_trained_and_shares_no_weight_with_the_policy():
+    method = make_method("ppo", critic="separate")
+    assert isinstance(method.critic, Critic)
+    shared = {p.data_ptr() for p in method.policy.parameters()} & {p.data_ptr() for p in method.critic.parameters()}
+    assert not shared
+    assert len(method.trained_parameters()) == len(list(method.policy.parameters())) + len(
+        list(method.critic.parameters())
+    )
+
+
+def test_a_single_score_moves_the_right_log_probs_up():
+    """One update raises the log-probs of the replies that scored above the mean and lowers those below."""
+    method = make_method("ppo", whiten_advantages=True)
+    batch, rollout = rollout_of(method)
+    experience, _ = method.collect(rollout, batch.rows)
+    optimizer = torch.optim.SGD(method.policy.parameters(), lr=1e-3)
+    method.compute(experience).loss.backward()
+    optimizer.step()
+    after = method.policy(experience.sequences).logprobs
+    gain = ((after - experience.logprobs) * experience.advantages * experience.mask).sum()
+    assert float(gain) > 0

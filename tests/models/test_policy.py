@@ -1,0 +1,166 @@
+"""The policy's log-probs: the right token, the right position, whatever the padding."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from alignlab.batches import IGNORE, Sequences
+from alignlab.errors import ModelError
+from alignlab.models.backbone import check_plain_head, evaluating, hidden_states, lm_head
+from alignlab.models.heads import ValueHead
+from alignlab.models.policy import Policy
+from tests import tiny_models as tiny
+
+LENGTHS = (11, 7, 5)
+
+
+def naive_logprobs(policy: Policy, sequences: Sequences, temperature: float = 1.0) -> torch.Tensor:
+    """Row by row, without padding, token by token, in float64: the twin."""
+    out = torch.zeros(sequences.input_ids.shape, dtype=torch.float64)
+    for b in range(sequences.num_rows):
+        columns = sequences.attention_mask[b].nonzero().flatten().tolist()
+        row = sequences.input_ids[b, columns]
+        logits = policy.model(input_ids=row[None]).logits[0].double() / temperature
+        for place, column in enumerate(columns[1:], start=1):
+            if sequences.labels[b, column] != IGNORE:
+                chosen = logits[place - 1]
+                out[b, column - 1] = chosen[row[place]] - chosen.exp().sum().log()
+    return out
+
+
+@pytest.mark.parametrize("kind", tiny.DECODERS)
+@torch.no_grad()
+def test_logprobs_are_those_of_each_row_alone_whatever_the_padding(kind: str) -> None:
+    policy = tiny.tiny_policy(kind)
+    rows = tiny.tiny_sequences(LENGTHS)
+    for sequences in (rows, tiny.left_padded(rows, extra=3)):
+        out = policy(sequences)
+        expected = naive_logprobs(policy, sequences)
+        torch.testing.assert_close(out.logprobs.double(), expected, atol=2e-5, rtol=0)
+        assert out.mask.equal(expected != 0)
+        assert out.logprobs.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_the_probabilities_of_all_two_token_replies_sum_to_one() -> None:
+    model = tiny.tiny_causal("gpt2", vocab_size=7)
+    policy = Policy(model, tokenizer=tiny.tiny_tokenizer(), stop_token_ids=(2,))
+    replies = torch.tensor(list(itertools.product(range(7), repeat=2)))
+    ids = torch.cat([torch.tensor([[3, 5]]).expand(49, 2), replies], 1)
+    labels = ids.clone()
+    labels[:, :2] = IGNORE
+    out = policy(Sequences(ids, torch.ones_like(ids, dtype=torch.bool), labels))
+    assert out.logprobs.sum(1).exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+
+
+@torch.no_grad()
+def test_temperature_divides_the_logits() -> None:
+    policy, rows = tiny.tiny_policy("qwen2"), tiny.tiny_sequences(LENGTHS)
+    cool = policy(rows, temperature=0.7).logprobs
+    torch.testing.assert_close(cool.double(), naive_logprobs(policy, rows, 0.7), atol=2e-5, rtol=0)
+    assert (cool - policy(rows).logprobs).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_the_pad_id_never_matters_not_even_the_end_tokens() -> None:
+    policy = tiny.tiny_policy("gpt2")
+    with_pad, with_eos = (tiny.tiny_sequences(LENGTHS, pad_id=pad) for pad in (0, 2))
+    assert not with_pad.input_ids.equal(with_eos.input_ids)
+    torch.testing.assert_close(policy(with_pad).logprobs, policy(with_eos).logprobs, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_entropy_is_that_of_the_tempered_distribution() -> None:
+    policy, rows = tiny.tiny_policy("llama"), tiny.tiny_sequences((9, 9))
+    out = policy(rows, temperature=1.3, entropy=True)
+    logits = policy.model(input_ids=rows.input_ids).logits / 1.3
+    expected = torch.distributions.Categorical(logits=logits).entropy()
+    assert out.entropy is not None
+    torch.testing.assert_close(out.entropy[out.mask], expected[out.mask], atol=1e-5, rtol=0)
+    assert out.entropy[~out.mask].eq(0).all()
+
+
+def test_values_start_at_exactly_zero_and_reach_the_trunk_once_the_head_has_moved() -> None:
+    policy, rows = tiny.tiny_policy("llama"), tiny.tiny_sequences(LENGTHS)
+    policy.value_head = ValueHead(policy.hidden_size)
+    assert policy(rows, values=True).values.eq(0).all()
+    torch.nn.init.ones_(policy.value_head.linear.weight)
+    out = policy(rows, values=True)
+    assert out.values[~out.mask].eq(0).all()
+    out.values.sum().backward()
+    assert policy.model.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+
+
+def test_the_head_is_applied_at_scored_positions_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    import alignlab.models.policy as module
+
+    real = module.linear_logprobs
+    monkeypatch.setattr(
+        module, "linear_logprobs", lambda hidden, *a, **k: seen.append(len(hidden)) or real(hidden, *a, **k)
+    )
+    rows = tiny.tiny_sequences(LENGTHS)
+    tiny.tiny_policy("llama")(rows)
+    assert seen == [int(rows.num_scored)] == [8 + 4 + 2]
+
+
+def test_gradients_equal_those_through_full_logits() -> None:
+    policy, rows = tiny.tiny_policy("gpt2"), tiny.tiny_sequences((8, 8))
+    policy(rows).logprobs.sum().backward()
+    ours = {name: p.grad.clone() for name, p in policy.named_parameters()}
+    policy.zero_grad()
+    naive_logprobs(policy, rows).sum().backward()
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, atol=2e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_forward_is_float32_under_bfloat16_autocast_and_close_to_full_precision() -> None:
+    policy, rows = tiny.tiny_policy("llama"), tiny.tiny_sequences(LENGTHS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = policy(rows)
+    assert out.logprobs.dtype == torch.float32
+    assert 0 < (out.logprobs - policy(rows).logprobs).abs().max() < 0.5
+
+
+def test_a_soft_capped_head_is_refused_because_the_network_itself_is_asked() -> None:
+    config = AutoConfig.for_model(
+        "gemma2", vocab_size=49, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, final_logit_softcapping=0.05, pad_token_id=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    tiny.make_peaky(model, 20.0)
+    with pytest.raises(ModelError, match="soft-capped"):
+        check_plain_head(model)
+    check_plain_head(tiny.tiny_causal("gpt_neox"))
+
+
+def test_an_adapted_head_is_refused() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        tiny.tiny_causal("llama"), LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM")
+    )
+    with pytest.raises(ModelError, match="LM head"):
+        lm_head(model)
+
+
+def test_evaluating_restores_each_modules_own_mode() -> None:
+    model = tiny.tiny_causal("llama").train()
+    model.lm_head.eval()
+    with evaluating(model):
+        assert not any(part.training for part in model.modules())
+    assert model.training and not model.lm_head.training
+
+
+@torch.no_grad()
+def test_test_models_are_peaky_enough_to_show_a_shifted_label() -> None:
+    for kind in tiny.DECODERS:
+        rows = tiny.tiny_sequences((12, 12))
+        out = tiny.tiny_policy(kind)(rows, entropy=True)
+        assert out.entropy[out.mask].mean() < 0.95 * math.log(49), kind
+        hidden = hidden_states(tiny.tiny_causal(kind), rows.input_ids, rows.attention_mask)
+        assert hidden.shape == (2, 12, 32)

@@ -1,0 +1,107 @@
+"""Means, shares and win rates against numbers worked by hand or found in printed tables."""
+
+import math
+import random
+
+import pytest
+
+from alignlab.errors import DataError
+from alignlab.statistics import match_samples, mean_interval, paired_bootstrap, share_interval, win_rate
+
+
+def test_mean_interval_of_four_numbers_worked_by_hand():
+    # mean 5, s^2 = (9 + 1 + 1 + 9) / 3, t(3, 97.5%) = 3.182446 from a printed table
+    interval = mean_interval([2.0, 4.0, 6.0, 8.0])
+    stderr = math.sqrt(20 / 3 / 4)
+    assert interval.mean == 5.0
+    assert interval.stderr == pytest.approx(stderr, rel=1e-12)
+    assert interval.high - 5.0 == pytest.approx(3.182446 * stderr, rel=1e-6)
+    assert 5.0 - interval.low == pytest.approx(3.182446 * stderr, rel=1e-6)
+    assert interval.count == 4
+
+
+def test_one_value_has_a_mean_but_no_interval():
+    interval = mean_interval([3.0])
+    assert interval.mean == 3.0
+    assert math.isnan(interval.low) and math.isnan(interval.high) and math.isnan(interval.stderr)
+
+
+def test_no_values_are_an_error_and_not_a_nan():
+    with pytest.raises(DataError, match="at least one value"):
+        mean_interval([])
+
+
+def test_the_mean_interval_covers_the_truth_about_95_times_in_100():
+    draw = random.Random(0)
+    intervals = [mean_interval([draw.gauss(1.0, 2.0) for _ in range(6)]) for _ in range(2000)]
+    covered = sum(each.low <= 1.0 <= each.high for each in intervals) / len(intervals)
+    assert 0.935 < covered < 0.965  # three standard errors; with 1.96 for t it would be 0.89
+
+
+def test_wilson_interval_as_newcombe_1998_prints_it():
+    # Newcombe 1998, table I, method 3: 81 of 263 -> 0.2553, 0.3662; 0 of 20 -> 0.0000, 0.1611
+    interval = share_interval(81, 263)
+    assert (round(interval.low, 4), round(interval.high, 4)) == (0.2553, 0.3662)
+    interval = share_interval(0, 20)
+    assert interval.low == 0.0 and round(interval.high, 4) == 0.1611
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 1000])
+def test_a_share_of_nothing_and_of_all_stays_inside_its_interval(count: int):
+    none, every = share_interval(0, count), share_interval(count, count)
+    assert none.low == none.mean == 0.0 and 0 < none.high < 1
+    assert every.high == every.mean == 1.0 and 0 < every.low < 1
+
+
+@pytest.mark.parametrize(("successes", "count"), [(1, 0), (3, 2), (-1, 2)])
+def test_impossible_shares_are_refused(successes: int, count: int):
+    with pytest.raises(DataError):
+        share_interval(successes, count)
+
+
+def test_win_rate_counts_a_tie_as_half_a_win():
+    # win, win, tie, loss: 2.5 of 4
+    interval = win_rate([3.0, 2.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0])
+    assert interval.mean == 0.625
+    assert (interval.low, interval.high) == pytest.approx(share_interval(2.5, 4)[1:3])
+
+
+def test_win_rates_of_the_two_sides_add_up_to_one():
+    draw = random.Random(1)
+    ours, theirs = ([draw.randint(0, 3) for _ in range(50)] for _ in range(2))
+    mine, other = win_rate(ours, theirs), win_rate(theirs, ours)
+    assert mine.mean + other.mean == pytest.approx(1.0)
+    assert mine.low == pytest.approx(1 - other.high)
+
+
+def test_unpaired_scores_are_refused():
+    with pytest.raises(DataError, match="ours has 2 values, theirs 1"):
+        win_rate([1.0, 2.0], [1.0])
+
+
+def test_paired_bootstrap_is_seeded_and_close_to_the_t_interval():
+    draw = random.Random(2)
+    theirs = [draw.gauss(0, 5) for _ in range(200)]
+    ours = [score + draw.gauss(1, 1) for score in theirs]  # noisy scores, small paired difference
+    interval = paired_bootstrap(ours, theirs, seed=3)
+    assert interval == paired_bootstrap(ours, theirs, seed=3)
+    assert interval != paired_bootstrap(ours, theirs, seed=4)
+    expected = mean_interval([mine - other for mine, other in zip(ours, theirs)])
+    assert interval.mean == pytest.approx(expected.mean)
+    assert interval.low == pytest.approx(expected.low, abs=0.03)
+    assert interval.high == pytest.approx(expected.high, abs=0.03)
+
+
+def test_samples_match_by_row_and_prompt_and_average_their_replies():
+    ours = [
+        {"row": 1, "prompt": "a", "gold_reward": 1.0},
+        {"row": 1, "prompt": "a", "gold_reward": 3.0},
+        {"row": 2, "prompt": "a", "gold_reward": 5.0},  # the same words in another row: another prompt
+        {"row": 3, "prompt": "b", "gold_reward": None},
+    ]
+    theirs = [
+        {"row": 2, "prompt": "a", "gold_reward": 7.0},
+        {"row": 1, "prompt": "a", "gold_reward": 4.0},
+        {"row": 3, "prompt": "b", "gold_reward": 9.0},
+    ]
+    assert match_samples(ours, theirs, field="gold_reward") == ([2.0, 5.0], [4.0, 7.0])
