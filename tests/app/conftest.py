@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tests.app import toywork
 
 HERE = Path(__file__).parent
 SHIPPED = paths.shipped()
+PYTHON_PATH = list(sys.path)
 
 
 class Toy:
@@ -46,9 +47,11 @@ class Toy:
         return pid
 
     def planner(self) -> Planner:
+        """A planner that has seen nothing yet."""
         return Planner(paths.roots())
 
     def target(self, line: str) -> Target:
+        """The target of a line, with the files as they are now."""
         return self.planner().target(line.split())
 
     def record(self, name: str) -> dict[str, Any]:
@@ -76,17 +79,38 @@ class Toy:
         path.write_text(text.replace(old, new))
 
 
+class World:
+    """The toy world to look at, not to edit: one planner for a whole file of tests."""
+
+    def __init__(self) -> None:
+        self.planner = Planner(paths.roots())
+
+    def target(self, line: str) -> Target:
+        return self.planner.target(line.split())
+
+
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Toy:
     """The toy world, as the working directory, with the real conf/config.yaml."""
-    root = tmp_path / "toy"
+    return Toy(_make_toy(tmp_path / "toy", monkeypatch), capsys)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The same, shared and read-only."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _make_toy(tmp_path_factory.mktemp("world") / "toy", monkeypatch)
+        yield World()
+
+
+def _make_toy(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(HERE / "toy", root, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(SHIPPED[0] / "config.yaml", root / "conf")
     monkeypatch.chdir(root)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", list(PYTHON_PATH))  # a planner appends its own folders
     monkeypatch.setattr(paths, "shipped", lambda: (root / "conf", root / "experiments"))
     monkeypatch.setattr(build, "work_of", _toy_work)
-    return Toy(root, capsys)
+    return root
 
 
 _toy_work: Callable[[str], build.Work] = toywork.WORK.__getitem__

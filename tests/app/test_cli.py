@@ -194,3 +194,12 @@ def test_nothing_is_left_in_the_working_directory(toy):
     before = {p.name for p in Path.cwd().iterdir()}
     toy.run("-m method=sft seed=0,1")
     assert {p.name for p in Path.cwd().iterdir()} - before == {"runs"}
+
+
+def test_a_job_travels_to_another_process(toy):
+    import pickle
+
+    from alignlab.app.cli import Job
+
+    job = Job(paths.roots(), "launch", toy.planner())
+    assert pickle.loads(pickle.dumps(job)) == Job(paths.roots(), "launch", None)

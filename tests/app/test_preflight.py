@@ -2,6 +2,9 @@
 
 import pytest
 
+from alignlab.app.asked import checked
+from alignlab.errors import ConfigError
+
 DPO = "experiments=quickstart/dpo"
 FAULTS = {
     # what was typed
@@ -19,7 +22,6 @@ FAULTS = {
     "method.epochs=3": "method.epochs: SFT takes it, but its yaml does not list it: type +method.epochs=3",
     "seed=abc": "seed: Value 'abc' of type 'str' could not be converted to Integer",
     "seed=1,2": "seed=1,2: several values are a sweep, which needs -m; a list is written seed=[...]",
-    "seed": "seed: there is no such verb",
     "~seeed": "seeed: there is no such setting or group; did you mean seed?",
     f"{DPO} needs.stf.path=x": "needs.stf.path: this target needs no stf; did you mean sft?",
     f"{DPO} needs.sft.inherits=[]": "needs.sft.inherits: a need has no inherits; did you mean inherit?",
@@ -29,7 +31,7 @@ FAULTS = {
     "model.layers=null": "model.layers=null: this is null, but it must be a whole number",
     "data.template=[a,b]": "data.template=['a', 'b']: this is a list, but it must be text",
     "+data.shuffle=1": "data.shuffle=1: this is a whole number, but it must be true or false",
-    "adapter.rank=4": "adapter.rank: NoAdapter has no such setting",
+    "adapter.rank=4": "adapter.rank: NoAdapter has no such setting; adapter=lora has it",
     "+adapter.rank=4": "adapter.rank: NoAdapter has no such setting",
     "adapter=lora ~adapter.rank": "adapter.rank: LoRA needs it, and it is not set",
     "method=ppo": "method.reward: method=ppo needs a reward: choose method/reward=length | model",
@@ -58,9 +60,15 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("line", FAULTS)
-def test_a_fault_is_one_line_with_a_way_out(toy, line):
-    assert toy.run(line) == 2
-    assert FAULTS[line] in toy.err
+def test_a_fault_is_one_line_with_a_way_out(world, line):
+    with pytest.raises(ConfigError) as caught:
+        checked(world.planner, [line.split()])
+    assert FAULTS[line] in str(caught.value).splitlines()[0]
+
+
+def test_a_fault_ends_the_command_with_2_before_anything_is_made(toy):
+    for line in ("method.lr=fast", "methd.lr=1", "experiments=nowhere", "-m seed=0,x"):
+        assert toy.run(line) == 2 and toy.err.count("\n") == 1 and toy.out == ""
     assert not (toy.root / "runs").exists()
 
 
@@ -75,18 +83,20 @@ FINE = [
 
 
 @pytest.mark.parametrize("line", FINE)
-def test_what_is_right_passes(toy, line):
-    assert toy.run(f"plan {line}") == 0, toy.err
+def test_what_is_right_passes(world, line):
+    assert checked(world.planner, [line.split()])
 
 
 def test_all_faults_are_told_at_once(toy):
-    line = "method=dpo method.loss.beta=x method.lrr=1 model.hidden=2.5 daat=1 adapter=lorra hardware.foo=1"
+    line = "method=dpo method.loss.beta=x method.lrr=1 model.hidden=2.5 daat=1 hardware.foo=1 seed=1,2"
     assert toy.run(line) == 2
-    said = toy.err.splitlines()
-    for start in ("method.lrr:", "daat:", "adapter=lorra:", "hardware.foo:"):
-        assert sum(fault.startswith(start) for fault in said) == 1
-    assert toy.run("method=dpo method.loss.beta=x model.hidden=2.5 method.loss.label_smoothing=[]") == 2
-    assert len(toy.err.splitlines()) == 3
+    starts = ("seed=1,2:", "method.lrr:", "daat:", "hardware.foo:", "model.hidden=2.5:", "method.loss.beta=x:")
+    assert [fault.split(" ")[0] for fault in toy.err.splitlines()] == list(starts)
+
+
+def test_what_stands_below_a_wrong_choice_is_not_judged(toy):
+    assert toy.run("method=dppo method.loss.beta=0.1 adapter=lorra adapter.rank=4 daat=1") == 2
+    assert [fault.split(" ")[0] for fault in toy.err.splitlines()] == ["method=dppo:", "adapter=lorra:", "daat:"]
 
 
 def test_the_faults_of_needs_and_of_all_jobs_are_told_before_anything_is_built(toy):

@@ -35,32 +35,32 @@ def small_world(seed: int = 0) -> TextWorld:
     return TextWorld(seed=seed, num_sft=300, num_preferences=300, num_prompts=50, num_validation=40, num_test=30)
 
 
-# The gold reward, by hand: -0.7 + 1.0 points + 0.4 opening + 0.4 closing - 0.4 stray - 0.7 rude - 0.4 filler
+# The gold reward, by hand: -0.8 + 1.0 points + 0.4 opening + 0.4 closing - 0.4 stray - 0.7 rude - 0.4 filler
 #                           - 0.5 repeats - 0.1 noise - 0.05 excess - 0.6 unfinished
 
 
 @pytest.mark.parametrize(
     ("response", "expected"),
     [
-        (IDEAL, -0.7 + 3 * 1.0 + 0.4 + 0.4),
-        (f" {BAG}", -0.7 + 1.0),
-        (f" First, {BAG.lower()} Please {CUT.lower()}", -0.7 + 2 * 1.0),
-        (f" Good question. {BAG}", -0.7 + 1.0 + 0.4),
-        (f" {BAG} I hope this helps.", -0.7 + 1.0 + 0.4),
-        (" Wash the rice in cold water.", -0.7 - 0.4),
-        (f" That is a silly question. {BAG}", -0.7 + 1.0 - 0.7),
-        (f" It is what it is. {BAG} The world is a big place.", -0.7 + 1.0 - 2 * 0.4),
-        (f" {BAG} I hope this helps. {CUT}", -0.7 + 2 * 1.0 - 0.4),  # a closing in the middle is filler
-        (f" {BAG} Good question.", -0.7 + 1.0 - 0.4),  # and so is an opening at the end
-        (f" {BAG} Please {BAG.lower()}", -0.7 + 1.0 - 0.5),
-        (f" {BAG} It is what it is. It is what it is.", -0.7 + 1.0 - 0.4 - 0.5),
-        (" Keep the bread in a warm river.", -0.7 - 7 * 0.1),
-        (f" {BAG} Cut the bread", -0.7 + 1.0 - 3 * 0.1 - 0.6),
-        (f" {BAG[:-1]}", -0.7 + 1.0 - 0.6),
-        ("", -0.7 - 0.6),
-        (" word" * 22 + ".", -0.7 - 22 * 0.1),
+        (IDEAL, -0.8 + 3 * 1.0 + 0.4 + 0.4),
+        (f" {BAG}", -0.8 + 1.0),
+        (f" First, {BAG.lower()} Please {CUT.lower()}", -0.8 + 2 * 1.0),
+        (f" Good question. {BAG}", -0.8 + 1.0 + 0.4),
+        (f" {BAG} I hope this helps.", -0.8 + 1.0 + 0.4),
+        (" Wash the rice in cold water.", -0.8 - 0.4),
+        (f" That is a silly question. {BAG}", -0.8 + 1.0 - 0.7),
+        (f" It is what it is. {BAG} The world is a big place.", -0.8 + 1.0 - 2 * 0.4),
+        (f" {BAG} I hope this helps. {CUT}", -0.8 + 2 * 1.0 - 0.4),  # a closing in the middle is filler
+        (f" {BAG} Good question.", -0.8 + 1.0 - 0.4),  # and so is an opening at the end
+        (f" {BAG} Please {BAG.lower()}", -0.8 + 1.0 - 0.5),
+        (f" {BAG} It is what it is. It is what it is.", -0.8 + 1.0 - 0.4 - 0.5),
+        (" Keep the bread in a warm river.", -0.8 - 7 * 0.1),
+        (f" {BAG} Cut the bread", -0.8 + 1.0 - 3 * 0.1 - 0.6),
+        (f" {BAG[:-1]}", -0.8 + 1.0 - 0.6),
+        ("", -0.8 - 0.6),
+        (" word" * 22 + ".", -0.8 - 22 * 0.1),
         (f" {BAG[:-1]} and" + " on" * 40, -4.0),  # the floor
-        (" Dry the wall with old paper." * 6 + " So.", -0.7 - 6 * 0.1 - 5 * 0.5 - 0.1),
+        (" Dry the wall with old paper." * 6 + " So.", -0.8 - 6 * 0.1 - 5 * 0.5 - 0.1),
     ],
 )
 def test_gold_reward_is_the_sum_worked_by_hand(response: str, expected: float) -> None:
@@ -74,8 +74,8 @@ def test_features_are_named_counts() -> None:
 
 
 def test_the_same_reply_is_worth_less_under_another_question() -> None:
-    assert gold(IDEAL, "Q: How do I cook rice?\nA:") == pytest.approx(-0.7 + 2 * 0.4 - 3 * 0.4, abs=1e-6)
-    assert gold(IDEAL, "Q: Who are you?\nA:") == pytest.approx(-0.7 + 2 * 0.4 - 3 * 0.4, abs=1e-6)
+    assert gold(IDEAL, "Q: How do I cook rice?\nA:") == pytest.approx(-0.8 + 2 * 0.4 - 3 * 0.4, abs=1e-6)
+    assert gold(IDEAL, "Q: Who are you?\nA:") == pytest.approx(-0.8 + 2 * 0.4 - 3 * 0.4, abs=1e-6)
 
 
 def test_no_sentence_added_to_the_ideal_reply_raises_its_reward() -> None:
@@ -201,7 +201,7 @@ def test_rows_are_text_that_reads_on_from_its_prompt() -> None:
 def test_imitated_replies_score_about_zero_with_unit_spread_and_leave_headroom() -> None:
     rows = list(TextWorld(num_sft=4000).rows(SFTRow, "train"))
     rewards = GoldReward()([row.prompt for row in rows], [row.response for row in rows])
-    assert abs(rewards.mean()) < 0.15 and 0.85 < rewards.std() < 1.15
+    assert abs(rewards.mean()) < 0.15 and 0.85 < rewards.std() < 1.2
     assert gold(IDEAL) > rewards.mean() + 2.5 * rewards.std()
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.app import runfolder
+from alignlab.app.asked import checked
 from alignlab.app.build import build
 from alignlab.app.paths import roots
-from alignlab.app.preflight import preflight
 from alignlab.app.quiet import quiet
 from alignlab.app.spell import flat, spell
 from alignlab.app.targets import Planner
@@ -67,10 +67,7 @@ def run(config: DictConfig | Sequence[str], *, config_dir: str | Path | None = N
     quiet()
     planner = Planner(roots(config_dir))
     overrides = _as_overrides(planner, config) if isinstance(config, DictConfig) else list(config)
-    target = planner.target(overrides)
-    faults = preflight(planner, [target])
-    if faults:
-        raise ConfigError("\n".join(faults))
+    [target] = checked(planner, [overrides])
     folder = build(target, uuid.uuid4().hex)
     return Run(folder, runfolder.read(folder).get("metrics") or {})
 

@@ -1,11 +1,12 @@
 """What a command line asks for: its jobs as targets, checked whole before anything is built."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignlab.app.paths import roots
 from alignlab.app.preflight import preflight
-from alignlab.app.targets import Planner, Target
+from alignlab.app.targets import Planner, Target, TypedError
 from alignlab.errors import ConfigError
 
 QUICKSTART = "experiments=quickstart"  # what a bare `alignlab` runs
@@ -33,13 +34,21 @@ def ask(args: argparse.Namespace) -> Asked:
         raise ConfigError(f"{sweepers[0]}: alignlab plans a sweep before it runs, and knows only the basic sweeper")
     planner = Planner(roots(args.config_dir))
     jobs = planner.expand(mine) if is_sweep else [tuple(mine)]
-    targets, faults = [], {}
+    return Asked(planner, checked(planner, jobs), mine, hydras, is_sweep)
+
+
+def checked(planner: Planner, jobs: Sequence[Sequence[str]]) -> list[Target]:
+    """The targets of all jobs. ConfigError holds the faults of all of them and of what they need, each line once."""
+    targets: list[Target] = []
+    faults: dict[str, None] = {}
     for job in jobs:
         try:
             targets.append(planner.target(job))
-        except ConfigError as error:
+        except TypedError as error:
             faults |= dict.fromkeys(str(error).splitlines())
+            if error.right is not None:  # what else is wrong is told in the same breath
+                targets.append(planner.target(error.right))
     faults |= dict.fromkeys(preflight(planner, targets))
     if faults:
         raise ConfigError("\n".join(faults))
-    return Asked(planner, targets, mine, hydras, is_sweep)
+    return targets

@@ -35,7 +35,7 @@ def has_effect(planner: Planner, target: Target, override: str) -> bool:
 def _inherited(target: Target) -> Iterator[str]:
     for root in ("needs", "evaluation.needs"):
         for need in (OmegaConf.select(target.cfg, root) or {}).values():
-            yield from (str(path).replace("/", ".") for path in need.inherit)
+            yield from (str(path).replace("/", ".") for path in need.inherit if not str(path).startswith("~"))
 
 
 def _is_in(content: dict[str, Any], path: str) -> bool:

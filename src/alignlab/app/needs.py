@@ -2,7 +2,8 @@
 
 A group is handed up as its choice and what was changed below it (not as the whole node, which would overwrite the
 parent file's own settings); a value as it is. What is wired to a need stays with the child. `hardware`, `logger` and
-`paths` pass on wherever they differ from the defaults or were typed.
+`paths` pass on wherever they differ from the defaults or were typed. `inherit: [data, ~data.batch_size]` hands up the
+group but for one setting.
 """
 
 import itertools
@@ -36,8 +37,11 @@ def handed_up(
     handed = [f"experiments={spell(need['experiments'])}"]
     typed = {_key_of(text) for text in overrides}
     passed = [*_passed_on(composer, child, typed)]
-    for path in need["inherit"]:
-        passed += _inherited(composer, child, typed, str(path).replace("/", "."), at)
+    paths = [str(path).replace("/", ".") for path in need["inherit"]]
+    kept = [path[1:] for path in paths if path.startswith("~")]
+    for path in (path for path in paths if not path.startswith("~")):
+        inherited = _inherited(composer, child, typed, path, at)
+        passed += [text for text in inherited if not _is_in(_key_of(text).replace("/", "."), kept)]
     passed += [f"{key}={spell(value)}" for key, value in flat(need["override"])]
     # Choices first: the order that Hydra applies them in, and the one that reads well in a plan.
     handed += sorted(passed, key=lambda text: not composer.is_choice(composer.parse(text)))
@@ -120,6 +124,10 @@ def _last_wins(overrides: tuple[str, ...]) -> tuple[str, ...]:
     """One override per key: an `override` or a grid sets what was inherited."""
     last = {_key_of(text): text for text in overrides}
     return tuple(last[key] for key in dict.fromkeys(_key_of(text) for text in overrides))
+
+
+def _is_in(path: str, kept: list[str]) -> bool:
+    return any(path == one or path.startswith(one + ".") for one in kept)
 
 
 def _is_wired(value: Any) -> bool:

@@ -12,7 +12,9 @@ class Need:
     """Another target that this one is built from."""
 
     experiments: str | None = None  # the target's file in experiments/
-    inherit: list[str] = field(default_factory=list)  # groups and values that are handed up to it
+    inherit: list[str] = field(
+        default_factory=list
+    )  # groups and values that are handed up to it; ~path: but not this one
     override: dict[str, Any] = field(default_factory=dict)  # settings of the parent alone
     grid: Any = None  # {key: [values]} or a list of such: the need becomes many targets
     path: Any = UNSET  # a run folder that is there already; else filled in when it is built

@@ -23,11 +23,19 @@ from alignlab.app.paths import Roots, make_importable
 from alignlab.app.runfolder import State
 from alignlab.app.schema import UNSET
 from alignlab.app.source import Sources
-from alignlab.app.typed import typed_faults
+from alignlab.app.typed import check_typed
 from alignlab.errors import ConfigError
 
 KEY_VERSION = 1  # raise it when the meaning of a config changes: every run is then built anew
 _OF_DROPS = re.compile(r"[+~]*(task|evaluation|fresh)\b")
+
+
+class TypedError(ConfigError):
+    """Overrides that do not fit, a line each; `right` are the others, or None where they cannot be judged alone."""
+
+    def __init__(self, text: str, right: tuple[str, ...] | None) -> None:
+        super().__init__(text)
+        self.right = right
 
 
 class Given:
@@ -233,9 +241,9 @@ class Planner:
         if asked in stack:
             raise ConfigError("a target needs itself: " + " -> ".join(" ".join(o) for o in (*stack, asked)))
         if asked not in self._targets:
-            faults = typed_faults(self.composer, self.sources, asked)
-            if faults:
-                raise ConfigError("\n".join(faults))
+            typed = check_typed(self.composer, self.sources, asked)
+            if typed.faults:
+                raise TypedError("\n".join(typed.faults), typed.right)
             self._targets[asked] = Target(self, asked, stack)
         return self._targets[asked]
 

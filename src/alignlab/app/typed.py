@@ -1,13 +1,13 @@
 """What was typed, checked against what there is: Hydra itself stops at the first fault and suggests no other word."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from alignlab.app.compose import Composer, lay
-from alignlab.app.content import child
+from alignlab.app.content import child, raw_at
 from alignlab.app.nearest import hint
 from alignlab.app.schema import Need
 from alignlab.app.signature import signature
@@ -17,21 +17,30 @@ from alignlab.errors import ConfigError
 _NEED_FIELDS = tuple(Need.__dataclass_fields__)
 
 
-def typed_faults(composer: Composer, sources: Sources, overrides: Sequence[str]) -> list[str]:
-    """All faults of a list of overrides, a line each: unknown groups, options and keys, and values of a wrong type."""
+class Typed(NamedTuple):
+    """What is wrong with a list of overrides, a line each, and the ones to look at further without the wrong ones."""
+
+    faults: list[str]
+    right: tuple[str, ...] | None  # None: a choice is wrong, so the rest would be judged by the wrong options
+
+
+def check_typed(composer: Composer, sources: Sources, overrides: Sequence[str]) -> Typed:
+    """Unknown groups, options and keys, and values that the schema's types refuse: all of them."""
     parsed, faults = _parsed(composer, overrides)
+    wrong = [text for text in overrides if text not in [o.input_line for o in parsed]]
     choices = [o for o in parsed if composer.is_choice(o)]
-    right = []
+    wrong_groups = []
     for override in choices:
         found = _choice_faults(composer, override)
         faults += found
-        right += [] if found else [str(override.input_line)]
+        wrong_groups += [override.key_or_group.replace("/", ".")] if found else []
     try:
-        cfg = composer.choose(right).cfg.copy()
+        kept = [str(o.input_line) for o in choices if o.key_or_group.replace("/", ".") not in wrong_groups]
+        cfg = composer.choose(kept).cfg.copy()
     except ConfigError as error:
-        return [*faults, str(error)]
+        return Typed([*faults, str(error)], None)
     for override in parsed:
-        if override in choices:
+        if override in choices or "experiments" in wrong_groups or _is_below(override.key_or_group, wrong_groups):
             continue
         found = _key_fault(composer, sources, cfg, override)
         if found is None:
@@ -39,8 +48,14 @@ def typed_faults(composer: Composer, sources: Sources, overrides: Sequence[str])
                 lay(override, cfg)
             except ConfigError as error:
                 found = str(error)
-        faults += [found] if found else []
-    return faults
+        if found is not None:
+            faults.append(found)
+            wrong.append(str(override.input_line))
+    return Typed(faults, None if wrong_groups else tuple(text for text in overrides if text not in wrong))
+
+
+def _is_below(path: str, groups: Sequence[str]) -> bool:
+    return any(path.startswith(group + ".") for group in groups)
 
 
 def _parsed(composer: Composer, overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
@@ -114,10 +129,24 @@ def _unknown(
         if known is not None and part in known.parameters:
             return f"{path}: {short} takes it, but its yaml does not list it: type +{override.input_line}"
         names = [*(known.parameters if known else ()), *_names(node)]
-        return f"{path}: {short} has no such setting{hint(part, set(names), what='it has')}"
+        other = _option_that_has(composer, path) or hint(part, set(names), what="it has")
+        return f"{path}: {short} has no such setting{other}"
     if adds and (_inside_target(cfg, above) or (isinstance(node, DictConfig) and len(node) == 0)):
         return None
     return f"{path}: there is no such setting{hint(part, _names(node), what=f'{above} has')}"
+
+
+def _option_that_has(composer: Composer, path: str) -> str:
+    """`adapter.rank` with adapter=none: the options of the group that do have it."""
+    group = path.partition(".")[0]
+    having = []
+    for option in composer.options(group):
+        try:
+            there, _ = raw_at(composer.choose([f"{group}={option}"]).cfg, path)
+        except ConfigError:
+            continue
+        having += [f"{group}={option}"] if there else []
+    return f"; {' and '.join(having)} {'has' if len(having) == 1 else 'have'} it" if having else ""
 
 
 def _need_fault(cfg: DictConfig, parts: list[str]) -> str | None:

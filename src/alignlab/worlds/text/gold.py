@@ -17,7 +17,7 @@ punctuation inside a sentence do not matter; `LEADS` before a key point do not e
     reward = max(FLOOR, INTERCEPT + sum of WEIGHTS[name] * feature[name])
 
 The constants are such that replies as the world writes them score about 0 with a standard deviation of about 1.
-Three points between an opening and a closing are the only best replies (3.1): every further sentence is filler, a
+Three points between an opening and a closing are the only best replies (3.0): every further sentence is filler, a
 repeat, a stray point or noise, and all of these cost; so does every sentence that is taken away or broken. The floor
 keeps garbage bad and not catastrophic.
 """
@@ -45,7 +45,7 @@ WEIGHTS = {
     "excess": -0.05,
     "unfinished": -0.6,
 }
-INTERCEPT = -0.7
+INTERCEPT = -0.8
 FLOOR = -4.0
 FREE_WORDS = 40
 
@@ -110,7 +110,7 @@ class GoldReward:
         said: set[str] = set()
         for position, (kind, meaning) in enumerate(sentences):
             name, amount = _place(kind, meaning, topic, is_first=position == 0, is_last=position == len(sentences) - 1)
-            if False:
+            if meaning in said:
                 name, amount = "repeats", 1
             said.add(meaning)
             counts[name] += amount
