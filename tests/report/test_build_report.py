@@ -175,3 +175,17 @@ def test_wrong_input_is_named(tmp_path):
         build_report(tmp_path / "table", {"sft": [run]}, **settings)
     with pytest.raises(DataError, match=r"no report/report\.json"):
         print_summary(tmp_path / "other")
+
+
+def test_an_untrained_policy_far_away_is_named_but_not_drawn_or_suspected(tmp_path):
+    far = write_policy(
+        tmp_path, "base", method="sft", gold=-3.0, proxy=9.0, kl=400.0, config={"method": {"max_steps": 0}}
+    )
+    sft = write_policy(tmp_path, "sft", method="sft", gold=0.0, proxy=0.0, kl=0.0)
+    dpo = write_policy(tmp_path, "dpo", method="dpo", gold=1.0, proxy=1.0, kl=6.0)
+    runs = {"base": [far], "sft": [sft], "dpo": [dpo]}
+    build_report(tmp_path / "table", runs, title="t", next_commands=[], baseline="sft")
+    page = (tmp_path / "table" / "report" / "report.md").read_text()
+    assert "off the scale: base at 400 nats" in page
+    assert json.loads((tmp_path / "table" / "report" / "report.json").read_text())["warnings"] == {}
+    assert (tmp_path / "table" / "report" / "tables" / "summary.csv").read_text().splitlines()[1].startswith("base,,")

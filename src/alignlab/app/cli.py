@@ -148,6 +148,11 @@ def _ancestors(target: Target) -> list[Target]:
 
 def _print_run(target: Target, before: str = "") -> None:
     print(f"{before}{target.folder}")
+    if (target.folder / "report" / "report.json").exists():
+        from alignlab.report.console import print_summary
+
+        print_summary(target.folder)
+        return
     shown = headline(runfolder.read(target.folder).get("metrics") or {}, 8)
     if shown:
         print(f"  {shown}")

@@ -1,4 +1,4 @@
-"""The metrics files of a run folder: metrics.jsonl (bit-reproducible), timing.jsonl (clocks), at the end metrics.csv."""
+"""The metrics files of a run folder: metrics.jsonl (bit-reproducible), timing.jsonl (clocks) and metrics.csv."""
 
 import csv
 import json

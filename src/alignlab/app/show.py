@@ -52,10 +52,14 @@ def plan_sentence(targets: Sequence[Target]) -> str:
     return f"{len(targets)} target{'s' if len(targets) != 1 else ''}: {', '.join(parts)}"
 
 
+HEADLINES = ("test/gold_reward", "test/proxy_reward", "test/kl", "test/accuracy", "test/margin", "test/loss")
+
+
 def headline(metrics: dict[str, Any], most: int = 4) -> str:
-    """The few metrics that say most: test figures first, then the others in their own order."""
+    """The few metrics that say most: those of HEADLINES first, then test figures, then the others as they come."""
     numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-    first = sorted(numbers, key=lambda name: not name.startswith(("test/", "gold")))
+    rank = {name: place for place, name in enumerate(HEADLINES)}
+    first = sorted(numbers, key=lambda name: (rank.get(name, len(rank)), not name.startswith("test/")))
     return "  ".join(f"{name} {_number(numbers[name])}" for name in first[:most])
 
 

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from alignlab.batches import Sequences
+from alignlab.batches import Rollout, Sequences
+from alignlab.kernels.divergence import kl_estimate
 
 
 class Experience(NamedTuple):
@@ -33,10 +34,13 @@ class Experience(NamedTuple):
         per_token = [x[index][:, columns] for x in self[1:6]]
         return Experience(sequences, *per_token, rows=self.rows[index])
 
-    def minibatches(self, size: int, generator: torch.Generator) -> Iterator["Experience"]:
-        """All replies once, in an order drawn from `generator`, `size` at a time."""
+    def minibatches(self, number: int, generator: torch.Generator) -> Iterator["Experience"]:
+        """All replies once, in an order drawn from `generator`, in `number` parts whose sizes differ by at most one.
+
+        A number, not a size: processes whose shares differ by a reply must still make equally many updates.
+        """
         order = torch.randperm(len(self.rows), generator=generator)
-        for part in order.split(size):
+        for part in order.tensor_split(number):
             yield self.take(part.to(self.rows.device))
 
     def split(self, size: int) -> Iterator["Experience"]:
@@ -60,3 +64,62 @@ def token_rewards(
     rows = torch.arange(len(scores), device=mask.device)
     rewards[rows, last] += scores.to(rewards.dtype) * has_any
     return rewards
+
+
+class Judged(NamedTuple):
+    """A rollout read by policy, reference and critic, before it is scored; shifted coordinates, 0 outside `mask`."""
+
+    mask: Bool[Tensor, "B T"]
+    logprobs: Float[Tensor, "B T"]
+    ref_logprobs: Float[Tensor, "B T"]
+    values: Float[Tensor, "B T"]
+    entropy: Float[Tensor, "B T"]
+
+    @staticmethod
+    def cat(parts: "list[Judged]") -> "Judged":
+        """Micro-batches of rows, back in one piece."""
+        return Judged(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def rollout_sums(
+    rollout: Rollout, judged: Judged, scores: Tensor, rewards: Tensor, returns: Tensor
+) -> dict[str, Float[Tensor, ""]]:
+    """Sums over one process's replies (float64), which may be added over processes; see `rollout_metrics`."""
+    mask = judged.mask
+    errors = (returns - judged.values) * mask
+    gap = (judged.logprobs - rollout.sampler_logprobs).abs() * mask
+    sums = {
+        "sequences": torch.tensor(len(scores), device=mask.device),
+        "tokens": mask.sum(),
+        "score": scores,
+        "reward": rewards,
+        "kl": kl_estimate(judged.logprobs, judged.ref_logprobs, kind="k1"),
+        "kl_k3": kl_estimate(judged.logprobs, judged.ref_logprobs, kind="k3") * mask,
+        "eos_rate": rollout.complete,
+        "entropy": judged.entropy,
+        "returns": returns,
+        "returns_squared": returns.double() ** 2,
+        "errors": errors,
+        "errors_squared": errors.double() ** 2,
+        "sampler_gap": gap,
+    }
+    return {name: value.double().sum() for name, value in sums.items()}
+
+
+def rollout_metrics(total: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means from the sums over all processes.
+
+    Per sequence: score, reward, kl and kl_k3 (nats), eos_rate, response_length (tokens). Per token: entropy,
+    sampler_gap. explained_variance: 1 - Var(return - value) / Var(return), over tokens.
+    """
+    sequences, tokens = total["sequences"].clamp(min=1), total["tokens"].clamp(min=1)
+    variance = total["returns_squared"] / tokens - (total["returns"] / tokens) ** 2
+    unexplained = total["errors_squared"] / tokens - (total["errors"] / tokens) ** 2
+    return {
+        **{name: total[name] / sequences for name in ("score", "reward", "kl", "kl_k3", "eos_rate")},
+        "response_length": total["tokens"] / sequences,
+        "entropy": total["entropy"] / tokens,
+        "sampler_gap": total["sampler_gap"] / tokens,
+        # 1e-12: returns that are all alike leave nothing to explain
+        "explained_variance": 1.0 - unexplained / variance.clamp(min=1e-12),
+    }

@@ -8,6 +8,7 @@ Log-probs of the sampled tokens are recomputed by the same forward pass that the
 temperature), so the first ratio is 1; how far the sampler was from it is the metric `sampler_gap`.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -17,13 +18,12 @@ from torch import Tensor, nn
 from alignlab.batches import PromptBatch, Rollout
 from alignlab.errors import ConfigError
 from alignlab.kernels.advantages import gae
-from alignlab.kernels.divergence import kl_estimate
 from alignlab.losses.base import LossOutput
 from alignlab.losses.policy import PPOPolicyLoss, ValueLoss
 from alignlab.methods.base import Method
 from alignlab.methods.controllers import KLAdaptiveLR, KLController
 from alignlab.methods.dpo import make_reference
-from alignlab.methods.experience import Experience, token_rewards
+from alignlab.methods.experience import Experience, Judged, rollout_metrics, rollout_sums, token_rewards
 from alignlab.methods.optimization import AdamW
 from alignlab.models.critic import Critic
 from alignlab.models.heads import ValueHead
@@ -104,12 +104,13 @@ class PPO(Method):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         rollout = self.sample(batch, self._generator("sample", self.device))
         experience, metrics = self.collect(rollout, batch.rows)
-        updates, old = self.improve(experience), self.kl.coefficient
-        self.kl.update(float(metrics["kl"]), int(metrics.pop("num_sequences")))
+        updates, coefficient = self.improve(experience), self.kl.coefficient
+        num_sequences = self.sum_over_processes(torch.tensor(float(len(batch.rows)), device=self.device))
+        self.kl.update(float(metrics["kl"]), int(num_sequences))
         if self.adaptive_lr is not None:
             self.adaptive_lr.update(float(updates["approx_kl"]))
         self.seen_tokens += int(rollout.sequences.attention_mask.sum())
-        self.finish_step({**updates, **metrics, "kl_coefficient": torch.tensor(old)})
+        self.finish_step({**updates, **metrics, "kl_coefficient": torch.tensor(coefficient)})
 
     def sample(self, batch: PromptBatch, generator: torch.Generator) -> Rollout:
         """Replies of the current policy, at the temperature that is trained."""
@@ -128,24 +129,26 @@ class PPO(Method):
     @torch.no_grad()
     def collect(self, rollout: Rollout, rows: Tensor) -> tuple[Experience, dict[str, Tensor]]:
         """Score a rollout: log-probs, reference, values, rewards, advantages; and the iteration's metrics."""
-        parts = [self._forward_part(rollout, part) for part in self._parts(len(rows))]
-        logprobs, ref_logprobs, values, entropy, mask = (_cat_rows(column) for column in zip(*parts, strict=True))
-        scores = self.score(rollout).to(logprobs)
-        rewards = token_rewards(scores, logprobs, ref_logprobs, mask, self.kl.coefficient)
-        advantages, returns = gae(rewards, values, mask, gamma=self.gamma, gae_lambda=self.gae_lambda)
-        metrics = self._rollout_metrics(
-            rollout, scores, rewards, logprobs, ref_logprobs, values, returns, entropy, mask
-        )
+        judged = self._judge(rollout)
+        scores = self.score(rollout).to(judged.logprobs)
+        rewards = token_rewards(scores, judged.logprobs, judged.ref_logprobs, judged.mask, self.kl.coefficient)
+        advantages, returns = gae(rewards, judged.values, judged.mask, gamma=self.gamma, gae_lambda=self.gae_lambda)
+        sums = rollout_sums(rollout, judged, scores, rewards, returns)
+        totals = self.sum_over_processes(torch.stack(list(sums.values())))
+        metrics = rollout_metrics(dict(zip(sums, totals, strict=True)))
         if self.whiten_advantages:
-            advantages = self._whiten(advantages, mask)
-        return Experience(rollout.sequences, mask, logprobs, values, advantages, returns, rows), metrics
+            advantages = self._whiten(advantages, judged.mask)
+        fixed = (judged.mask, judged.logprobs, judged.values, advantages, returns)
+        return Experience(rollout.sequences, *fixed, rows=rows), metrics
 
     def improve(self, experience: Experience) -> dict[str, Tensor]:
         """Epochs over minibatches of clipped updates; stops where the policy has moved `target_kl` from the sampler."""
         totals: dict[str, Tensor] = {}
         num_updates, stopped = 0, False
+        num_replies = self.sum_over_processes(torch.tensor(len(experience.rows), device=self.device))
+        num_minibatches = math.ceil(int(num_replies) / self.minibatch_size)
         for epoch in range(self.update_epochs):
-            for minibatch in experience.minibatches(self.minibatch_size, self._generator(f"minibatches {epoch}")):
+            for minibatch in experience.minibatches(num_minibatches, self._generator(f"minibatches {epoch}")):
                 micro_batches = list(minibatch.split(self.micro_batch_size or self.minibatch_size))
                 scale = self.adaptive_lr.scale if self.adaptive_lr is not None else 1.0
                 metrics = self.update(
@@ -184,15 +187,14 @@ class PPO(Method):
         """Fresh replies to held-out prompts: score, sequence KL, and score - coefficient x KL, the objective."""
         generator = torch.Generator(self.device).manual_seed(_mix(self.seed, split, int(batch.rows[0])))
         rollout = self.sample(batch, generator)
-        parts = [self._forward_part(rollout, part) for part in self._parts(len(batch.rows))]
-        logprobs, ref_logprobs, _, _, mask = (_cat_rows(column) for column in zip(*parts, strict=True))
-        kl = (logprobs - ref_logprobs).double().sum(-1)
+        judged = self._judge(rollout)
+        kl = (judged.logprobs - judged.ref_logprobs).double().sum(-1)
         scores = self.score(rollout).to(kl)
         return {
             "reward": scores.sum(),
             "kl": kl.sum(),
             "objective": (scores - self.kl.coefficient * kl).sum(),
-            "response_length": mask.sum().double(),
+            "response_length": judged.mask.sum().double(),
             "eos_rate": rollout.complete.double().sum(),
             "count": torch.tensor(float(len(kl)), device=kl.device),
         }
@@ -217,12 +219,18 @@ class PPO(Method):
         size = self.micro_batch_size or self.minibatch_size
         return list(torch.arange(num_rows, device=self.device).split(size))
 
-    def _forward_part(self, rollout: Rollout, part: Tensor) -> tuple[Tensor, ...]:
+    def _judge(self, rollout: Rollout) -> Judged:
+        """Read a rollout with the forward pass that the update uses, a micro-batch at a time."""
+        size = self.micro_batch_size or self.minibatch_size
+        rows = torch.arange(rollout.sequences.num_rows, device=self.device)
+        return Judged.cat([self._judge_part(rollout, part) for part in rows.split(size)])
+
+    def _judge_part(self, rollout: Rollout, part: Tensor) -> Judged:
         sequences = type(rollout.sequences)(*(x[part] for x in rollout.sequences))
         out = self.policy(sequences, temperature=self.temperature, entropy=True, values=self.critic is None)
         values = out.values if self.critic is None else self.critic(sequences)
         reference = self.reference(sequences, temperature=self.temperature)
-        return out.logprobs, reference, values, out.entropy, out.mask
+        return Judged(out.mask, out.logprobs, reference, values, out.entropy)
 
     def _whiten(self, x: Tensor, mask: Tensor) -> Tensor:
         """`masked_whiten` with mean and unbiased variance over the tokens of all processes."""
@@ -232,50 +240,6 @@ class PPO(Method):
         variance = self.sum_over_processes((centred**2).sum()) / (count - 1).clamp(min=1)
         # 1e-8 guards a constant advantage (every reply scored alike); it is far below any real spread
         return (centred * torch.rsqrt(variance + 1e-8)).to(x.dtype)
-
-    def _rollout_metrics(
-        self,
-        rollout: Rollout,
-        scores: Tensor,
-        rewards: Tensor,
-        logprobs: Tensor,
-        ref_logprobs: Tensor,
-        values: Tensor,
-        returns: Tensor,
-        entropy: Tensor,
-        mask: Tensor,
-    ) -> dict[str, Tensor]:
-        sequences, tokens = float(len(scores)), mask.sum().double()
-        sums = {
-            "num_sequences": torch.tensor(sequences),
-            "tokens": tokens,
-            "score": scores.double().sum(),
-            "reward": rewards.double().sum(),
-            "kl": kl_estimate(logprobs, ref_logprobs, kind="k1").double().sum(),
-            "kl_k3": (kl_estimate(logprobs, ref_logprobs, kind="k3") * mask).double().sum(),
-            "eos_rate": rollout.complete.double().sum(),
-            "entropy": entropy.double().sum(),
-            "returns": returns.double().sum(),
-            "returns_squared": (returns.double() ** 2).sum(),
-            "errors": (returns - values).double().mul(mask).sum(),
-            "errors_squared": (((returns - values) * mask).double() ** 2).sum(),
-            "sampler_gap": ((logprobs - rollout.sampler_logprobs).abs() * mask).double().sum(),
-        }
-        names = list(sums)
-        total = dict(
-            zip(names, self.sum_over_processes(torch.stack([sums[n].to(scores.device) for n in names])), strict=True)
-        )
-        n, t = total["num_sequences"].clamp(min=1), total["tokens"].clamp(min=1)
-        variance = total["returns_squared"] / t - (total["returns"] / t) ** 2
-        error_variance = total["errors_squared"] / t - (total["errors"] / t) ** 2
-        per_sequence = {name: total[name] / n for name in ("score", "reward", "kl", "kl_k3", "eos_rate")}
-        return per_sequence | {
-            "num_sequences": total["num_sequences"],
-            "response_length": total["tokens"] / n,
-            "entropy": total["entropy"] / t,
-            "sampler_gap": total["sampler_gap"] / t,
-            "explained_variance": 1.0 - error_variance / variance.clamp(min=1e-12),
-        }
 
 
 def make_critic(kind: str, policy: Policy, reward: Reward) -> Critic | None:
@@ -301,10 +265,6 @@ def refuse_dropout(module: nn.Module, name: str) -> None:
             raise ConfigError(
                 f"method=ppo: {name} has a dropout of {rate}; set model.dropout=0.0 and adapter.dropout=0.0"
             )
-
-
-def _cat_rows(column: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat(column)
 
 
 def _mix(*parts: object) -> int:

@@ -99,6 +99,8 @@ def _summary_blocks(
         figures.reward_kl_frontier(points, path, colours=colours)
         sweep = len({point.family for point in points}) < len(points)
         caption = "Reward against KL; bars: 95% intervals" + ("; lines join the settings of one sweep" if sweep else "")
+        left_out = [f"{row.label} at {row.values['kl']:.0f} nats" for row in contents.off_the_scale(policies)]
+        caption += f"; off the scale: {', '.join(left_out)}" if left_out else ""
         blocks.append(Picture(path, caption + ("; red rings: suspects, see below." if warnings else ".")))
     blocks.append(Heading("Signs of over-optimisation"))
     if not warnings:

@@ -51,6 +51,11 @@ class RunRecord:
         """Whether this run's figures are a reward model's (accuracy on pairs) and not a policy's."""
         return "reward" in self.evaluations or ("policy" not in self.evaluations and self.method == "reward")
 
+    @property
+    def is_untrained(self) -> bool:
+        """Whether the run took no step: what training started from, kept for comparison."""
+        return self.settings.get("method.max_steps") == 0
+
 
 def read_run(folder: Path) -> RunRecord:
     """Reads a finished run and, for an evaluation, the run that it evaluates.

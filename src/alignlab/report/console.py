@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # header, name in summary.csv, digits, percent: what fits into 80 columns
 COLUMNS = (
-    ("gold reward", "gold_reward", 2, False),
+    ("gold reward (95%)", "gold_reward", 2, False),
     ("proxy", "proxy_reward", 2, False),
     ("KL", "kl", 1, False),
     ("win rate", "win_rate", 0, True),
@@ -58,7 +58,7 @@ def _table(title: str, path: Path) -> "Table":
         rows = list(csv.DictReader(file))
     used = [column for column in COLUMNS if any(row[column[1]] for row in rows)]
     table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("policy")
+    table.add_column("policy", no_wrap=True)
     for header, *_ in used:
         table.add_column(header, justify="right", no_wrap=True)
     for row in rows:

@@ -21,12 +21,24 @@ REWARD_PANELS = (
 )
 """Panels of the curves, and the names in metrics.jsonl that may fill them: the first that a run has."""
 
+OFF_THE_SCALE = 5.0
+"""Times the largest KL of a trained policy: an untrained one beyond it is left out of the frontier, and named."""
+
 LOSS_PANELS = (("Loss", ("train/loss",)),)
 """Drawn only where no run has any of the above: losses of different methods do not compare."""
 
 
+def off_the_scale(rows: Sequence[Row]) -> list[Row]:
+    """Untrained policies so far away that the trained ones could not be told apart beside them."""
+    kls = [row.values["kl"] for row in rows if "kl" in row.values and not row.is_untrained]
+    limit = OFF_THE_SCALE * max(kls, default=float("inf"))
+    return [row for row in rows if row.is_untrained and row.values.get("kl", 0.0) > limit]
+
+
 def frontier_points(rows: Sequence[Row], *, flagged: Mapping[str, Any]) -> list[FrontierPoint]:
     """Rows that have a KL and some reward; the proxy has no panel of its own where it *is* the gold reward."""
+    far = off_the_scale(rows)
+    rows = [row for row in rows if row not in far]
     names = ["gold_reward"]
     if any(
         "proxy_reward" in row.values and row.values["proxy_reward"] != row.values.get("gold_reward") for row in rows

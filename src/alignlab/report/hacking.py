@@ -21,7 +21,9 @@ REPETITION = 0.1
 def find_warnings(rows: Sequence[Row], *, baseline: str | None) -> dict[str, list[str]]:
     """What looks wrong, by the row's label; rows without a finding are absent."""
     base = next((row for row in rows if row.need == baseline), None)
-    found = {row.label: _over_optimised(row, rows) + _degenerate(row, base) for row in rows}
+    # what was never trained has pleased nobody, however odd its figures are
+    trained = [row for row in rows if not row.is_untrained]
+    found = {row.label: _over_optimised(row, rows) + _degenerate(row, base) for row in trained}
     return {label: messages for label, messages in found.items() if messages}
 
 

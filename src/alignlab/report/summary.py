@@ -42,9 +42,16 @@ class Row:
 
     @property
     def method(self) -> str | None:
-        """How it was trained."""
+        """How it was trained; None where it was not."""
+        if self.is_untrained:
+            return None
         first = self.records[0]
         return first.method or (first.trained.method if first.trained else None)
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether it took no step: what training started from."""
+        return any(record.is_untrained for record in self.records)
 
     @property
     def num_seeds(self) -> int:
