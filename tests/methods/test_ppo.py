@@ -22,7 +22,8 @@ def test_the_first_ratio_is_one(temperature: float, critic: str):
     batch, rollout = rollout_of(method)
     experience, metrics = method.collect(rollout, batch.rows)
     for minibatch in experience.minibatches(3, torch.Generator().manual_seed(0)):
-        out = method.policy(minibatch.sequences, temperature=temperature)
+        with torch.no_grad():
+            out = method.policy(minibatch.sequences, temperature=temperature)
         ratio = (out.logprobs - minibatch.logprobs)[minibatch.mask].exp()
         assert float((ratio - 1).abs().max()) < 1e-5
     assert float(metrics["sampler_gap"]) < 1e-5
@@ -122,4 +123,4 @@ def test_a_single_score_moves_the_right_log_probs_up():
     optimizer.step()
     after = method.policy(experience.sequences).logprobs
     gain = ((after - experience.logprobs) * experience.advantages * experience.mask).sum()
-    assert float(gain) > 0
+    assert float(gain.detach()) > 0

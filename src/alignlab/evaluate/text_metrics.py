@@ -56,5 +56,19 @@ def rouge_l(responses: Sequence[str], targets: Sequence[str]) -> list[float]:
         raise DataError(f"ROUGE needs a target for every response: {len(responses)} responses, {len(targets)} targets")
     from rouge_score.rouge_scorer import RougeScorer
 
+    _forget_absl()
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     return [scorer.score(target, response)["rougeL"].fmeasure for response, target in zip(responses, targets)]
+
+
+def _forget_absl() -> None:
+    """Take absl's handler, which rouge-score brings, out of logging: when logging is set up anew (Hydra does it for each
+    job) it closes the stream that it found at import, whoever else writes there."""
+    import logging
+
+    from absl import logging as absl_logging
+
+    handler = absl_logging.get_absl_handler()
+    logging.root.removeHandler(handler)
+    known = getattr(logging, "_handlerList")  # noqa: B009 - what logging.config closes
+    known[:] = [reference for reference in known if reference() not in (handler, handler.python_handler)]
