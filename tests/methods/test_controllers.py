@@ -52,3 +52,9 @@ def test_impossible_settings_are_refused():
         AdaptiveKL(coefficient=0.1, target=0.0)
     with pytest.raises(ConfigError):
         KLAdaptiveLR(target=0.01, factor=1.0)
+
+
+def test_a_large_batch_against_a_short_horizon_never_turns_the_penalty_into_a_reward():
+    controller = AdaptiveKL(coefficient=0.05, target=6.0, horizon=100)
+    controller.update(kl=0.0, num_sequences=512)
+    assert controller.coefficient == pytest.approx(0.05 * 0.8)

@@ -1,9 +1,10 @@
 """Where the reward stands, and that cutting an experience into minibatches loses nothing."""
 
+import pytest
 import torch
 
-from alignlab.batches import IGNORE, Sequences
-from alignlab.methods.experience import Experience, token_rewards
+from alignlab.batches import IGNORE, Rollout, Sequences
+from alignlab.methods.experience import Experience, Judged, rollout_metrics, rollout_sums, token_rewards
 
 
 def experience(mask: torch.Tensor) -> Experience:
@@ -50,3 +51,22 @@ def test_columns_that_are_padding_everywhere_are_cut_from_all_tensors_alike():
     part = whole.take(torch.tensor([0]))
     assert part.mask.shape == part.values.shape == part.sequences.input_ids.shape == (1, 2)
     assert part.logprobs.tolist() == [[1.0, 2.0]]
+
+
+def test_rollout_metrics_by_hand():
+    """Two replies of 1 and 2 tokens: scores 1 and 4, k1 of -0.5 and 0.5 + 1.0."""
+    mask = torch.tensor([[True, False, False], [True, True, False]])
+    logprobs = torch.tensor([[-1.0, 0.0, 0.0], [-1.0, -1.0, 0.0]])
+    reference = torch.tensor([[-0.5, 0.0, 0.0], [-1.5, -2.0, 0.0]])
+    judged = Judged(mask, logprobs, reference, torch.zeros(2, 3), torch.tensor([[0.3, 0, 0], [0.6, 0.9, 0]]))
+    sequences = Sequences(*(torch.zeros(2, 3, dtype=torch.long) for _ in range(3)))
+    rollout = Rollout(sequences, logprobs + 0.1 * mask, torch.tensor([True, False]), ("a", "b"), ("x", "y z"))
+    returns = torch.tensor([[1.0, 0, 0], [4.0, 4.0, 0]])
+    scores = torch.tensor([1.0, 4.0])
+    metrics = rollout_metrics(rollout_sums(rollout, judged, scores, returns, returns))
+    expected = {"score": 2.5, "kl": 0.5, "eos_rate": 0.5, "response_length": 1.5, "entropy": 0.6, "sampler_gap": 0.1}
+    assert {name: float(metrics[name]) for name in expected} == pytest.approx(expected)
+    assert float(metrics["explained_variance"]) == pytest.approx(0.0)
+    perfect = judged._replace(values=returns)
+    again = rollout_metrics(rollout_sums(rollout, perfect, scores, returns, returns))
+    assert float(again["explained_variance"]) == pytest.approx(1.0)

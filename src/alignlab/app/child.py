@@ -107,6 +107,8 @@ def main(argv: list[str] | None = None) -> int:
             if first:
                 said = str(error) if isinstance(error, AlignlabError) else f"{type(error).__name__}: {error}"
                 _leave(folder, {"error": said, "exit_code": getattr(error, "exit_code", 1)})
+            else:  # the first rank may only see that this one is gone
+                logging.getLogger("alignlab").error("rank %s: %s", os.environ.get("LOCAL_RANK"), error)
             if not isinstance(error, AlignlabError):
                 logging.getLogger("alignlab").exception("the work in %s failed", folder)
             return 1

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from alignlab.app.runfolder import write_atomic
 from alignlab.errors import MissingExtraError
 
 
@@ -74,7 +75,7 @@ class FileLogger(Logger):
             if not line.endswith("\n") or json.loads(line)["step"] > step:
                 break
             kept.append(line)
-        path.write_text("".join(kept))
+        write_atomic(path, "".join(kept))
 
 
 def tensorboard(*, folder: Path) -> Logger:

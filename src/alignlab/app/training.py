@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from alignlab.errors import HardwareError
+from alignlab.errors import ConfigError, HardwareError
 
 Metrics = dict[str, float]
 log = logging.getLogger("alignlab")
@@ -41,6 +41,12 @@ def check_hardware(cfg: DictConfig) -> None:
         )
 
 
+def device_of(cfg: DictConfig) -> str:
+    """Where a single process computes."""
+    check_hardware(cfg)
+    return "cuda" if cfg.hardware.accelerator == "gpu" else "cpu"
+
+
 def world_size(cfg: DictConfig) -> int:
     """Number of processes of this run."""
     if cfg.hardware.devices == -1:
@@ -48,6 +54,11 @@ def world_size(cfg: DictConfig) -> int:
 
         return max(torch.cuda.device_count(), 1)
     return int(cfg.hardware.devices)
+
+
+def rank_of_process() -> int:
+    """0 on one process and on the first of several."""
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def make_data(cfg: DictConfig, folder: Path, source: Any, row_type: type) -> Any:
@@ -61,7 +72,7 @@ def make_data(cfg: DictConfig, folder: Path, source: Any, row_type: type) -> Any
         seed=cfg.seed,
         num_workers=cfg.hardware.num_workers,
     )
-    rank = int(os.environ.get("LOCAL_RANK", 0))
+    rank = rank_of_process()
     data.prepare(world_size=world_size(cfg), rank=rank)
     if rank == 0:
         report_data(data, folder)
@@ -105,7 +116,7 @@ def make_trainer(
     loggers = make_loggers(cfg, folder, start)
     validates = bool(data.validation_rows) and cfg.task.validations > 0
     every = -(-method.total_steps // max(cfg.task.validations, 1))
-    metric, mode = cfg.task.best_metric or method.best_metric[0], cfg.task.best_mode or method.best_metric[1]
+    metric, mode = best_metric(cfg, method)
     callbacks: list[Any] = [Progress(folder.name, enabled=cfg.hardware.progress)]
     sampler = make_sampler(cfg, method, data, "validation", cfg.task.samples.num_prompts)
     if validates and method.produces == "policy" and cfg.task.samples.num_prompts > 0:
@@ -144,6 +155,14 @@ def make_trainer(
     return trainer, loggers
 
 
+def best_metric(cfg: DictConfig, method: Any) -> tuple[str, str]:
+    """The metric that makes a checkpoint the best, and whether more or less of it is better."""
+    name, mode = method.best_metric
+    if cfg.task.best_metric not in (None, name) and cfg.task.best_mode is None:
+        raise ConfigError(f"task.best_metric={cfg.task.best_metric}: say task.best_mode=min or max too")
+    return cfg.task.best_metric or name, cfg.task.best_mode or mode
+
+
 def make_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[Any]:
     """metrics.jsonl first, then whatever the logger group adds."""
     from hydra.utils import instantiate
@@ -168,7 +187,7 @@ def make_sampler(cfg: DictConfig, method: Any, data: Any, split: str, num_prompt
             return None
         return evaluate_policy(
             method.policy,
-            reference=getattr(method, "reference", None),
+            reference=method.live_reference(),
             prompts=prompts,
             gold=data.gold,
             max_new_tokens=data.max_new_tokens,

@@ -14,10 +14,12 @@ from alignlab.app.training import (
     Metrics,
     card_of,
     check_hardware,
+    device_of,
     load_model,
     make_data,
     make_sampler,
     make_trainer,
+    rank_of_process,
     seed_everything,
 )
 from alignlab.errors import ConfigError
@@ -30,7 +32,7 @@ def train(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     """Train what `cfg` says in `folder`, going on from its last checkpoint if there is one."""
     from hydra.utils import instantiate
 
-    from alignlab.methods.checkpoint import load_trained_state, newest_checkpoint
+    from alignlab.methods.checkpoint import newest_checkpoint, restore_method
 
     check_hardware(cfg)
     seed_everything(cfg.seed)
@@ -39,6 +41,7 @@ def train(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     method_class: type[Method] = make_method.func
     data = make_data(cfg, folder, source, method_class.row_type)
     method: Method = make_method(load_model(cfg, source, method_class))
+    seed_everything(cfg.seed + 100_003 * rank_of_process())  # dropout differs between processes, weights did not
     total_steps = method.num_steps(data.steps_per_epoch)
     method.plan(
         seed=cfg.seed,
@@ -50,12 +53,13 @@ def train(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     start = state["step"] if state is not None else 0
     data.set_range(start, total_steps)
     trainer, loggers = make_trainer(cfg, folder, method, data, state)
-    if state is None or (start < total_steps and not state["extra"]["stopped"]):
-        if total_steps > 0:
-            trainer.fit(method, datamodule=data)
-    else:
-        load_trained_state(method, state["weights"])
-        method.completed_steps, method.seen_tokens = state["step"], state["seen_tokens"]
+    if total_steps > 0 and (state is None or (start < total_steps and not state["extra"]["stopped"])):
+        trainer.fit(method, datamodule=data)
+    else:  # nothing to train, or killed after the last step
+        method.to(trainer.strategy.root_device)
+        method.before_training(data)
+        if state is not None:
+            restore_method(method, state)
     return finish(cfg, folder, method, data, trainer, loggers)
 
 
@@ -66,9 +70,12 @@ def finish(cfg: DictConfig, folder: Path, method: Any, data: Any, trainer: Any, 
     best = folder / "checkpoints" / BEST
     if cfg.task.export == "best" and best.exists():
         load_trained_state(method, read_checkpoint(best)["weights"])
+    device = trainer.strategy.root_device  # Lightning leaves a module on the CPU after each of its loops
+    method.to(device)
     method.after_training(data)
     if data.test_rows:
         trainer.test(method, datamodule=data, verbose=False)
+    method.to(device)
     metrics: Metrics = dict(getattr(method, "test_metrics", {}))
     metrics["train/steps"] = float(method.completed_steps)
     metrics["tokens"] = float(method.total_tokens())
@@ -106,7 +113,7 @@ def evaluate(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     assert isinstance(trained, DictConfig)
     method_class: Any = get_class(trained.method._target_)
     if method_class.produces == "reward_model":
-        return _saved(folder, _evaluate_reward_model(trained, of))
+        return _saved(folder, _evaluate_reward_model(cfg, trained, of))
     return _saved(folder, _evaluate_policy(cfg, trained, of))
 
 
@@ -120,36 +127,42 @@ def _saved(folder: Path, result: Any) -> Metrics:
 
 
 def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
+    from hydra.utils import instantiate
+
     from alignlab.evaluate.policy import evaluate_policy
     from alignlab.models.reference import FrozenCopy
     from alignlab.models.saving import load_policy
     from alignlab.rollout.rewards.model import ModelReward
     from alignlab.rows import PromptRow
 
-    e = cfg.evaluation
-    policy = load_policy(of)
+    e, device = cfg.evaluation, device_of(cfg)
+    policy = load_policy(of).to(device)
     data = _data_of(trained, policy, PromptRow)
-    reference_path = e.reference or trained.model.init_from
-    is_self = reference_path in ("self", None)
-    reference = None if reference_path is None else FrozenCopy(policy if is_self else load_policy(Path(reference_path)))
+    if e.reference == "self":
+        start = policy
+    elif e.reference is not None:
+        start = load_policy(Path(e.reference))
+    else:  # what the run started from; random weights are no reference
+        start = instantiate(trained.model)(seed=trained.seed).load_policy() if trained.model.init_from else None
+    reference = None if start is None else FrozenCopy(start).to(device)
     return evaluate_policy(
         policy,
         reference=reference,
         prompts=data.prompt_batches("test", limit=e.num_prompts, batch_size=e.batch_size),
         gold=data.gold,
-        proxy=ModelReward(e.proxy) if e.proxy else None,
+        proxy=ModelReward(e.proxy).to(device) if e.proxy else None,
         max_new_tokens=e.max_new_tokens or data.max_new_tokens,
         temperature=e.temperature,
         seed=e.seed,
     )
 
 
-def _evaluate_reward_model(trained: DictConfig, of: Path) -> Any:
+def _evaluate_reward_model(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
     from alignlab.evaluate.reward import evaluate_reward_model
     from alignlab.models.saving import load_reward_model
     from alignlab.rows import PreferenceRow
 
-    model = load_reward_model(of)
+    model = load_reward_model(of).to(device_of(cfg))
     return evaluate_reward_model(model, _data_of(trained, model, PreferenceRow).batches("test"))
 
 

@@ -62,8 +62,11 @@ def rouge_l(responses: Sequence[str], targets: Sequence[str]) -> list[float]:
 
 
 def _forget_absl() -> None:
-    """Take absl's handler, which rouge-score brings, out of logging: when logging is set up anew (Hydra does it for each
-    job) it closes the stream that it found at import, whoever else writes there."""
+    """Take absl's handler, which rouge-score brings, out of logging.
+
+    When logging is set up anew (Hydra does it for each job) it would close the stream that it found at import, whoever
+    else writes there.
+    """
     import logging
 
     from absl import logging as absl_logging

@@ -21,6 +21,9 @@ from alignlab.errors import ConfigError, NonFiniteError
 from alignlab.losses.base import LossOutput
 from alignlab.methods.optimization import AdamW
 
+MOST_SKIPPED = 20
+"""Steps in a row that a float16 loss scaler may skip before the run is given up."""
+
 
 class Method(L.LightningModule):
     """A way to train: subclass, say what is trained and how one micro-batch is scored.
@@ -52,7 +55,7 @@ class Method(L.LightningModule):
         self.seen_tokens = 0  # real tokens of this process's training batches, for throughput
         self.validation_metrics: dict[str, float] = {}
         self._totals: dict[str, Tensor] = {}
-        self._loss_scale = 1.0
+        self._skipped = 0  # steps in a row whose gradient was not finite
 
     # -- what a subclass says ------------------------------------------------------------------------------------
     def trained_modules(self) -> Iterable[nn.Module]:
@@ -70,6 +73,10 @@ class Method(L.LightningModule):
     def before_training(self, data: Any) -> None:
         """Called once, before the first step and before a checkpoint is restored (weights are the starting ones)."""
 
+    def live_reference(self) -> Any:
+        """The model that training started from, as a callable that scores any sequences; None where there is none."""
+        return None
+
     def after_training(self, data: Any) -> None:
         """Called once, after the last step."""
 
@@ -84,6 +91,11 @@ class Method(L.LightningModule):
     def num_steps(self, steps_per_epoch: int) -> int:
         """Training batches of the whole run."""
         by_epochs = round(self.epochs * steps_per_epoch)
+        if self.max_steps is None and self.epochs > 0 and by_epochs == 0:
+            raise ConfigError(
+                f"method.epochs={self.epochs} of {steps_per_epoch} steps is less than one step; "
+                "raise it, or set method.max_steps"
+            )
         return by_epochs if self.max_steps is None else self.max_steps
 
     def plan(self, *, seed: int, total_steps: int, micro_batch_size: int | None = None, log_every: int = 1) -> None:
@@ -133,18 +145,21 @@ class Method(L.LightningModule):
         local = torch.stack(counts).sum() if counts else torch.zeros((), device=self.device, dtype=torch.float64)
         total = self.sum_over_processes(local).clamp(min=1)
         metrics: dict[str, Tensor] = {}
+        suspects: list[Any] = []
         for micro, own in zip(micro_batches, counts, strict=True):
             output = compute(micro)
             share = own / total
-            self._check_finite(output.loss, micro)
+            suspects += [] if torch.isfinite(output.loss) else [micro]
             self.manual_backward(output.loss * share.to(output.loss.dtype))
             for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
                 metrics[name] = metrics.get(name, 0.0) + value.double() * share
+        self._refuse_non_finite(suspects)
         self._sum_gradients()
         optimizer.step()  # unscales under 16-mixed, then calls on_before_optimizer_step
         optimizer.zero_grad(set_to_none=True)
+        assert metrics, "every process has at least one micro-batch"
         names = sorted(metrics)
-        summed = self.sum_over_processes(torch.stack([metrics[name] for name in names])) if names else []
+        summed = self.sum_over_processes(torch.stack([metrics[name] for name in names]))
         return {**dict(zip(names, summed, strict=True)), "lr": torch.tensor(lr), "grad_norm": self._grad_norm}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -152,7 +167,10 @@ class Method(L.LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         limit = self.optimizer.max_grad_norm
         self._grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit if limit is not None else float("inf"))
-        if not self._uses_loss_scaling and not torch.isfinite(self._grad_norm):
+        is_finite = bool(torch.isfinite(self._grad_norm))
+        self._skipped = 0 if is_finite else self._skipped + 1
+        allowed = MOST_SKIPPED if self._uses_loss_scaling else 0  # a GradScaler skips a step and lowers its scale
+        if self._skipped > allowed:
             raise NonFiniteError(
                 f"step {self.completed_steps + 1}: the gradient norm is {float(self._grad_norm)}; the weights were not "
                 "touched. Lower method.lr, check the data of this step, or train in hardware.precision=32"
@@ -160,17 +178,19 @@ class Method(L.LightningModule):
 
     @property
     def _uses_loss_scaling(self) -> bool:
-        # a float16 GradScaler skips overflowing steps by itself and lowers its scale
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
-    def _check_finite(self, loss: Tensor, micro: Any) -> None:
-        if not torch.isfinite(loss):
-            rows = getattr(micro, "rows", None)
-            where = f" (data rows {rows.tolist()[:8]})" if rows is not None else ""
-            raise NonFiniteError(
-                f"step {self.completed_steps + 1}{where}: the loss is {float(loss.detach())}; the weights were not "
-                "touched. Lower method.lr, check these rows, or train in hardware.precision=32"
-            )
+    def _refuse_non_finite(self, suspects: list[Any]) -> None:
+        """Raise on every process if any has a micro-batch whose loss is not finite; the weights are still whole."""
+        found = self.sum_over_processes(torch.tensor(float(len(suspects)), device=self.device))
+        if not found > 0:
+            return
+        rows = [int(row) for micro in suspects for row in micro.rows]
+        where = f"data rows {rows[:16]}" if rows else "the rows of another process"
+        raise NonFiniteError(
+            f"step {self.completed_steps + 1}: the loss is not finite on {where}; the weights were not touched. "
+            "Lower method.lr, check these rows, or train in hardware.precision=32"
+        )
 
     # -- many processes ------------------------------------------------------------------------------------------
     def sum_over_processes(self, x: Tensor) -> Tensor:
@@ -234,6 +254,11 @@ class Method(L.LightningModule):
             self._totals[name] = self._totals.get(name, 0.0) + value.detach().double()
 
     def _reduced(self, split: str) -> dict[str, float]:
-        totals = {name: float(self.sum_over_processes(value)) for name, value in sorted(self._totals.items())}
+        totals = {name: float(value) for name, value in self._totals.items()}
         self._totals = {}
+        if dist.is_available() and dist.is_initialized():  # a process may have had no rows of a small split
+            everyone: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(everyone, totals)
+            names = sorted({name for own in everyone for name in own})
+            totals = {name: float(sum(own.get(name, 0.0) for own in everyone)) for name in names}
         return {f"{split}/{name}": value for name, value in self.reduce_evaluation(totals).items()} if totals else {}

@@ -9,6 +9,7 @@ whose entries carry checksums, so a flipped bit is found on loading, and the pre
 warning). Frozen weights are not stored: a resumed run loads them again from where they came.
 """
 
+import math
 import os
 import random
 import signal
@@ -55,11 +56,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except zipfile.BadZipFile as error:
-        raise AlignlabError(f"{path}: not a whole checkpoint ({error})") from None
-    if damaged is not None:
-        raise AlignlabError(f"{path}: the entry {damaged} does not match its checksum; the file is damaged")
-    return torch.load(path, map_location="cpu", weights_only=True)
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the entry {damaged} does not match its checksum")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a flipped bit may surface as any error of the reader
+        raise AlignlabError(f"{path}: the checkpoint is damaged ({error})") from None
 
 
 def newest_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -128,21 +129,29 @@ def _is_quantised(tensor: torch.Tensor) -> bool:
 
 def gather_state(trainer: L.Trainer, method: Method, extra: dict[str, Any]) -> dict[str, Any]:
     """Everything `restore_state` needs; called on every process, whole on rank 0."""
-    randomness = [random_state()]
+    own: list[Any] = [(random_state(), method.seen_tokens)]
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, randomness[0])
-        randomness = gathered
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, own[0])
+        own = everyone
     return {
         "step": method.completed_steps,
-        "seen_tokens": method.seen_tokens,
+        "seen_tokens": [tokens for _, tokens in own],
         "weights": trained_state(method),
         "optimizer": trainer.optimizers[0].state_dict(),
         "scaler": trainer.precision_plugin.state_dict(),
-        "random": randomness,
+        "random": [state for state, _ in own],
         "method": method.method_state(),
         "extra": extra,
     }
+
+
+def restore_method(method: Method, state: dict[str, Any], rank: int = 0) -> None:
+    """Weights, counters and controllers of a checkpoint (not the optimizer's state, which the trainer holds)."""
+    load_trained_state(method, state["weights"])
+    method.completed_steps = state["step"]
+    method.seen_tokens = state["seen_tokens"][rank] if rank < len(state["seen_tokens"]) else 0
+    method.load_method_state(state["method"])
 
 
 class Checkpointer(Callback):
@@ -184,12 +193,10 @@ class Checkpointer(Callback):
         if self._state is None:
             return
         method = _as_method(pl_module)
-        load_trained_state(method, self._state["weights"])
+        restore_method(method, self._state, trainer.global_rank)
         trainer.optimizers[0].load_state_dict(self._state["optimizer"])
         if self._state["scaler"]:
             trainer.precision_plugin.load_state_dict(self._state["scaler"])
-        method.completed_steps, method.seen_tokens = self._state["step"], self._state["seen_tokens"]
-        method.load_method_state(self._state["method"])
         extra = self._state["extra"]
         self.best, self.best_step, self.waited = extra["best"], extra["best_step"], extra["waited"]
 
@@ -210,7 +217,10 @@ class Checkpointer(Callback):
             self._hand_on_sigterm()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        stop = self._stop_asked(_as_method(pl_module))
         self._save(trainer, _as_method(pl_module), LAST)
+        if stop:
+            self._hand_on_sigterm()
 
     # -- best and early stopping -------------------------------------------------------------------------------
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -221,7 +231,8 @@ class Checkpointer(Callback):
         if value is None:
             known = ", ".join(sorted(method.validation_metrics)) or "none (there is no validation split)"
             raise AlignlabError(f"task.best_metric={self.metric}: the validation metrics are {known}")
-        if self.best is None or (value < self.best if self.mode == "min" else value > self.best):
+        better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
+        if better and math.isfinite(value):
             self.best, self.best_step, self.waited = value, method.completed_steps, 0
             self._save(trainer, method, BEST)
         else:

@@ -47,16 +47,17 @@ class AdaptiveKL:
     max_error: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.coefficient <= 0 or self.target <= 0 or self.horizon <= 0:
+        if self.coefficient <= 0 or self.target <= 0 or self.horizon <= 0 or not 0 < self.max_error < 1:
             raise ConfigError(
                 f"method.kl: coefficient={self.coefficient}, target={self.target} and horizon={self.horizon} "
-                "must be positive"
+                f"must be positive, max_error={self.max_error} between 0 and 1"
             )
 
     def update(self, kl: float, num_sequences: int) -> None:
         """One proportional step towards the target."""
         error = min(max(kl / self.target - 1.0, -self.max_error), self.max_error)
-        self.coefficient *= 1.0 + error * num_sequences / self.horizon
+        # bounded below: a large batch against a short horizon must not turn the penalty into a reward
+        self.coefficient *= max(1.0 + error * num_sequences / self.horizon, 1.0 - self.max_error)
 
 
 @dataclass(kw_only=True)

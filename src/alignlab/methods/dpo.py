@@ -7,10 +7,12 @@ where log pi(y|x) is the sum over the reply's tokens, its end token included. Wh
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from alignlab.batches import PreferenceBatch, Sequences
@@ -68,13 +70,22 @@ class DPO(Method):
         return [self.policy]
 
     def before_training(self, data: Any) -> None:
-        if self.loss.batch_coupled and self.micro_batch_size is not None:
+        num_processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if self.loss.batch_coupled and (self.micro_batch_size is not None or num_processes > 1):
             raise ConfigError(
-                f"hardware.micro_batch_size={self.micro_batch_size}: {type(self.loss).__name__} couples the pairs of a "
-                "batch, so cutting the batch would change it; set it to null and lower data.batch_size"
+                f"hardware.micro_batch_size={self.micro_batch_size}, {num_processes} processes: "
+                f"{type(self.loss).__name__} couples the pairs of a batch, so cutting the batch would change it; "
+                "use one process, micro_batch_size=null and a smaller data.batch_size"
             )
         if self.cache is not None:
-            self.cache.fill(data, is_writer=self.trainer.is_global_zero)
+            precision = self._trainer.precision_plugin if self._trainer is not None else None
+            with precision.forward_context() if precision is not None else nullcontext():
+                self.cache.fill(data, precision=str(precision.precision) if precision is not None else "32-true")
+
+    def live_reference(self) -> Callable[..., Tensor] | None:
+        if self.reference is None and self.policy.has_adapter:
+            return AdapterOff(self.policy)
+        return self.reference
 
     def count(self, batch: PreferenceBatch) -> Tensor:
         return torch.tensor(len(batch.rows))

@@ -13,11 +13,13 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from alignlab.batches import PromptBatch, Rollout
 from alignlab.errors import ConfigError
 from alignlab.kernels.advantages import gae
+from alignlab.kernels.divergence import kl_estimate
 from alignlab.losses.base import LossOutput
 from alignlab.losses.policy import PPOPolicyLoss, ValueLoss
 from alignlab.methods.base import Method
@@ -89,6 +91,7 @@ class PPO(Method):
         self.reference = make_reference(policy, reference)
         self.critic = make_critic(critic, policy, reward)
         self.num_updates = 0
+        self.first_coefficient = kl.coefficient  # of the objective that checkpoints are compared by
 
     def trained_modules(self) -> Iterable[nn.Module]:
         return [self.policy] if self.critic is None else [self.policy, self.critic]
@@ -100,6 +103,9 @@ class PPO(Method):
         if hasattr(self.reward, "to"):
             self.reward.to(self.device)  # a reward model that is not one of our submodules
 
+    def live_reference(self) -> Any:
+        return self.reference
+
     # -- one iteration -------------------------------------------------------------------------------------------
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         rollout = self.sample(batch, self._generator("sample", self.device))
@@ -108,7 +114,8 @@ class PPO(Method):
         num_sequences = self.sum_over_processes(torch.tensor(float(len(batch.rows)), device=self.device))
         self.kl.update(float(metrics["kl"]), int(num_sequences))
         if self.adaptive_lr is not None:
-            self.adaptive_lr.update(float(updates["approx_kl"]))
+            updates["update_kl"] = self.update_kl(experience)
+            self.adaptive_lr.update(float(updates["update_kl"]))
         self.seen_tokens += int(rollout.sequences.attention_mask.sum())
         self.finish_step({**updates, **metrics, "kl_coefficient": torch.tensor(coefficient)})
 
@@ -146,7 +153,8 @@ class PPO(Method):
         totals: dict[str, Tensor] = {}
         num_updates, stopped = 0, False
         num_replies = self.sum_over_processes(torch.tensor(len(experience.rows), device=self.device))
-        num_minibatches = math.ceil(int(num_replies) / self.minibatch_size)
+        # the last batch of an epoch may be small: no process is left without a reply in any minibatch
+        num_minibatches = min(math.ceil(int(num_replies) / self.minibatch_size), self._fewest(len(experience.rows)))
         for epoch in range(self.update_epochs):
             for minibatch in experience.minibatches(num_minibatches, self._generator(f"minibatches {epoch}")):
                 micro_batches = list(minibatch.split(self.micro_batch_size or self.minibatch_size))
@@ -165,6 +173,15 @@ class PPO(Method):
         return {name: total / num_updates for name, total in totals.items()} | {
             "updates": torch.tensor(float(num_updates))
         }
+
+    @torch.no_grad()
+    def update_kl(self, experience: Experience) -> Tensor:
+        """How far an iteration's updates moved the policy on its own replies: k3 of old against new, nats per token."""
+        kl = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in experience.split(self.micro_batch_size or self.minibatch_size):
+            new = self.policy(part.sequences, temperature=self.temperature).logprobs
+            kl += (kl_estimate(part.logprobs, new, kind="k3") * part.mask).double().sum()
+        return self.sum_over_processes(kl) / self.sum_over_processes(experience.mask.sum().double()).clamp(min=1)
 
     # -- one update ----------------------------------------------------------------------------------------------
     def count(self, batch: Experience) -> Tensor:
@@ -193,7 +210,7 @@ class PPO(Method):
         return {
             "reward": scores.sum(),
             "kl": kl.sum(),
-            "objective": (scores - self.kl.coefficient * kl).sum(),
+            "objective": (scores - self.first_coefficient * kl).sum(),
             "response_length": judged.mask.sum().double(),
             "eos_rate": rollout.complete.double().sum(),
             "count": torch.tensor(float(len(kl)), device=kl.device),
@@ -218,6 +235,15 @@ class PPO(Method):
     def _parts(self, num_rows: int) -> list[Tensor]:
         size = self.micro_batch_size or self.minibatch_size
         return list(torch.arange(num_rows, device=self.device).split(size))
+
+    @staticmethod
+    def _fewest(count: int) -> int:
+        """The smallest `count` of all processes."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return count
+        counts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(counts, count)
+        return min(counts)
 
     def _judge(self, rollout: Rollout) -> Judged:
         """Read a rollout with the forward pass that the update uses, a micro-batch at a time."""

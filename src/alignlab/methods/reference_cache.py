@@ -1,11 +1,13 @@
 """Reference log-probs of a whole preference set, computed once and kept on disk.
 
 The file's name is a hash of all that can change a number in it: the starting weights, the token ids and labels of
-the rows (so data, template, lengths and tokenizer), and the dtype. A retrained SFT model in the same folder is
+the rows (so data, template, lengths and tokenizer), and the precision. A retrained SFT model in the same folder is
 another file, never a stale one.
 """
 
 import hashlib
+import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,15 @@ class ReferenceCache:
         self._folder = folder
         self._sums: dict[str, Tensor] = {}  # split -> (2, rows): chosen, rejected
 
-    def fill(self, data: Any, *, is_writer: bool = True) -> None:
-        """Read the sums of all splits, computing what is not on disk (rank 0 computes, the others wait)."""
-        weights = weights_digest(self._policy)  # of the starting model: called before the first step
+    def fill(self, data: Any, *, precision: str) -> None:
+        """Read the sums of all splits, computing what is not on disk (rank 0 computes, the others wait).
+
+        Called with the starting weights, in the precision that the policy is trained in.
+        """
+        weights = weights_digest(self._policy)
+        is_writer = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
         for split in SPLITS:
-            text = f"{weights}:{data.digest(split)}:{torch.get_default_dtype()}"
+            text = f"{weights}:{data.digest(split)}:{precision}:{self._policy.quantization}"
             path = self._folder / f"reference-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
             if is_writer and not path.exists():
                 self._write(path, self._compute(data, split))
@@ -59,7 +65,7 @@ class ReferenceCache:
         from safetensors.torch import save_file
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}")  # jobs of a sweep may meet here
         save_file({"sums": sums.contiguous()}, temporary)
         temporary.replace(path)
 
