@@ -144,3 +144,30 @@ def test_zero_steps_and_a_beta_are_as_asked():
     assert make_method("sft", max_steps=0).num_steps(10) == 0
     assert make_method("sft", epochs=0.5).num_steps(10) == 5
     assert make_method("dpo", loss=DPOLoss(beta=0.3)).loss.beta == 0.3
+
+
+def test_a_best_metric_of_ones_own_says_which_way_is_better():
+    from omegaconf import OmegaConf
+
+    from alignlab.app.training import best_metric
+
+    method = make_method("dpo")
+    task = {"best_metric": "validation/loss", "best_mode": None}
+    with pytest.raises(ConfigError, match="best_mode"):
+        best_metric(OmegaConf.create({"task": task}), method)
+    assert best_metric(OmegaConf.create({"task": task | {"best_mode": "min"}}), method) == ("validation/loss", "min")
+    assert best_metric(OmegaConf.create({"task": task | {"best_metric": None}}), method) == method.best_metric
+
+
+def test_less_than_one_step_is_refused_rather_than_called_done():
+    with pytest.raises(ConfigError, match="less than one step"):
+        make_method("sft", epochs=0.04).num_steps(10)
+
+
+def test_cached_log_probs_serve_a_run_that_has_nothing_left_to_train(tmp_path: Path):
+    method = make_method("dpo", reference="cached", cache_folder=tmp_path)
+    data = make_data(method.row_type)
+    method.before_training(data)
+    batch = next(iter(data.batches("test")))
+    sums = method.evaluate_batch(batch, "test")
+    assert float(sums["loss"] / sums["count"]) == pytest.approx(math.log(2), abs=1e-6)

@@ -124,3 +124,18 @@ def test_a_single_score_moves_the_right_log_probs_up():
     after = method.policy(experience.sequences).logprobs
     gain = ((after - experience.logprobs) * experience.advantages * experience.mask).sum()
     assert float(gain.detach()) > 0
+
+
+def test_the_kl_that_steers_the_step_size_is_measured_after_the_updates():
+    method = make_method("ppo")
+    batch, rollout = rollout_of(method)
+    experience, _ = method.collect(rollout, batch.rows)
+    assert float(method.update_kl(experience)) == pytest.approx(0.0, abs=1e-9)
+    with torch.no_grad():
+        for weight in method.policy.parameters():
+            weight.mul_(1.02)
+        new = method.policy(experience.sequences).logprobs
+    ratio = (new - experience.logprobs)[experience.mask].double()
+    by_hand = (ratio.exp() - 1 - ratio).mean()
+    assert float(method.update_kl(experience)) == pytest.approx(float(by_hand), rel=1e-4)
+    assert float(by_hand) > 1e-6
