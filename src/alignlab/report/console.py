@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 # header, name in summary.csv, digits, percent: what fits into 80 columns
 COLUMNS = (
-    ("gold reward (95%)", "gold_reward", 2, False),
+    ("gold reward", "gold_reward", 2, False),
     ("proxy", "proxy_reward", 2, False),
     ("KL", "kl", 1, False),
-    ("win rate", "win_rate", 0, True),
+    ("wins", "win_rate", 0, True),
     ("length", "response_length", 1, False),
     ("distinct-2", "distinct_2", 2, False),
 )
