@@ -117,8 +117,10 @@ def _report(asked: Asked, launch: str) -> int:
             _print_run(target)
         return code
     rows = []
+    shared = set.intersection(*(set(target.overrides) for target in asked.targets))  # what differs tells jobs apart
     for target, (word, _, told) in zip(asked.targets, outcomes):
-        rows.append([word, target.folder.name, " ".join(target.overrides), told])
+        own = [override for override in target.overrides if override not in shared]
+        rows.append([word, target.folder.name, " ".join(own or target.overrides), told])
     print(columns([["JOB", "RUN", "OVERRIDES", ""], *rows]))
     good = sum(code == 0 for _, code, _ in outcomes)
     print(f"{len(outcomes)} jobs: {good} done" + (f", {len(outcomes) - good} not" if good < len(outcomes) else ""))

@@ -3,8 +3,9 @@
 import csv
 import json
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,20 @@ def tensorboard(*, folder: Path) -> Logger:
         raise MissingExtraError("logger=tensorboard: tensorboard is not installed; pip install tensorboard") from None
 
 
+def close(loggers: Iterable[Any]) -> None:
+    """End what outlives a training: a Weights & Biases run would swallow the next one of the same process."""
+    for logger in loggers:
+        finish = getattr(logger.experiment, "finish", None)
+        if callable(finish):
+            finish()
+
+
 def wandb(*, project: str, folder: Path, offline: bool = True) -> Logger:
     """A Weights & Biases run named after the run folder; offline it lies in `folder`/wandb until `wandb sync`."""
     from lightning.pytorch.loggers import WandbLogger
 
+    if not offline:
+        os.environ["WANDB_MODE"] = "online"  # the quiet start sets offline, so that nothing asks for a login unasked
     return WandbLogger(
         project=project, name=folder.name, id=folder.name, save_dir=folder, offline=offline, resume="allow"
     )

@@ -1,6 +1,7 @@
 """A run folder on disk: its run.json, its lock, its state. What every command reads and only `build` writes."""
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -28,10 +29,17 @@ def write(folder: Path, record: dict[str, Any]) -> None:
 
 
 def as_json(record: Any, indent: int | None = None) -> str:
-    """JSON text; numbers of numpy and torch become plain ones."""
-    return json.dumps(
-        record, indent=indent, default=lambda value: value.item() if hasattr(value, "item") else str(value)
-    )
+    """Strict JSON text; numbers of numpy and torch become plain ones, and what is not finite null."""
+    return json.dumps(_strict(record), indent=indent, default=str, allow_nan=False)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_atomic(path: Path, text: str) -> None:

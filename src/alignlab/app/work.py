@@ -65,6 +65,7 @@ def train(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
 
 def finish(cfg: DictConfig, folder: Path, method: Any, data: Any, trainer: Any, loggers: list[Any]) -> Metrics:
     """After the last step: choose the weights, test them, write what others load."""
+    from alignlab.app.loggers import close
     from alignlab.methods.checkpoint import BEST, load_trained_state, read_checkpoint
 
     best = folder / "checkpoints" / BEST
@@ -81,6 +82,7 @@ def finish(cfg: DictConfig, folder: Path, method: Any, data: Any, trainer: Any, 
     metrics["tokens"] = float(method.total_tokens())
     if trainer.is_global_zero:
         loggers[0].write_csv()
+        close(loggers[1:])
         metrics |= export(cfg, folder, method, data, metrics)
     return metrics
 
