@@ -180,3 +180,14 @@ def test_a_critic_from_a_policy_is_a_copy_that_starts_at_zero(adapter: LoRA | No
     assert all(p.grad is not None for p in critic.parameters() if p.requires_grad)
     assert all("lora_" in name or "value_head" in name for name in trained) == (adapter is not None)
     assert not (rows.labels == IGNORE).all()
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "llama"])
+def test_scores_are_computed_in_float32_under_autocast(kind: str):
+    """In bfloat16 every score would be a multiple of 2^-7 or coarser near 2: margins would be coarse and pairs tie."""
+    model = RewardModel(tiny.tiny_classifier(kind), tokenizer=tiny.tiny_tokenizer())
+    sequences = tiny.tiny_sequences([5, 9, 12, 7])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = model(sequences)
+    assert scores.dtype == torch.float32
+    assert not torch.equal(scores, scores.bfloat16().float())

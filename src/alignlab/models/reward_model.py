@@ -7,6 +7,8 @@ Details", RM 3) and are stored with the weights.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,7 +65,8 @@ class RewardModel(nn.Module):
         if not self.is_decoder:
             tidy = left_aligned(sequences)
             mask = tidy.attention_mask.long()
-            return self.model(input_ids=tidy.input_ids, attention_mask=mask).logits[:, 0].float()
+            with head_in_float32(self.model):
+                return self.model(input_ids=tidy.input_ids, attention_mask=mask).logits[:, 0].float()
         hidden = hidden_states(self.model, sequences.input_ids, sequences.attention_mask)
         last = last_real_token(sequences)
         rows = torch.arange(len(last), device=last.device)
@@ -112,6 +115,28 @@ class RewardModel(nn.Module):
         """The head in float32."""
         with torch.autocast(hidden.device.type, enabled=False):
             return unwrapped(self.model).score(hidden.float()).squeeze(-1)
+
+
+@contextmanager
+def head_in_float32(model: nn.Module) -> Iterator[None]:
+    """Inside, one-output linear layers compute in float32, also under autocast.
+
+    A score near 2 in bfloat16 moves in steps of 0.016: margins would be coarse and pairs tie.
+    """
+
+    def again(head: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        assert isinstance(head, nn.Linear)
+        bias = None if head.bias is None else head.bias.float()
+        with torch.autocast(output.device.type, enabled=False):
+            return nn.functional.linear(inputs[0].float(), head.weight.float(), bias)
+
+    heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
+    handles = [head.register_forward_hook(again) for head in heads]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def last_real_token(sequences: Sequences) -> Tensor:
