@@ -58,7 +58,7 @@ def _table(title: str, path: Path) -> "Table":
         rows = list(csv.DictReader(file))
     used = [column for column in COLUMNS if any(row[column[1]] for row in rows)]
     table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("policy", no_wrap=True)
+    table.add_column("policy", overflow="fold", min_width=6)  # long names wrap, figures never do
     for header, *_ in used:
         table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
