@@ -88,13 +88,29 @@ class RewardModelPlot(NamedTuple):
 
 
 def reward_kl_frontier(points: Sequence[FrontierPoint], path: Path, *, colours: Mapping[str, str]) -> None:
-    """Reward against KL, a panel per reward, one above the other, so that a proxy that parts from gold is seen."""
+    """Reward against KL, a panel per reward, one above the other, so that a proxy that parts from gold is seen.
+
+    The axis is the square root of the KL, the distance of Gao et al. 2023: near and far policies both have room.
+    """
     panels = list(dict.fromkeys(panel for point in points for panel in point.rewards))
     with _figure(path, width=8.0, height=1.2 + 3.4 * len(panels)) as figure:
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axis, panel in zip(axes, panels):
             _draw_frontier(axis, panel, [point for point in points if panel in point.rewards], colours)
-        axes[-1].set_xlabel("KL to the reference (nats per sequence, sampled)")
+            axis.set_xscale("function", functions=(_signed_root, _signed_square))
+        axes[-1].set_xlabel("KL to the reference (nats per sequence, sampled; square-root scale)")
+
+
+def _signed_root(kl: Any) -> Any:
+    import numpy as np
+
+    return np.sign(kl) * np.sqrt(np.abs(kl))  # a sampled KL near 0 may come out below it
+
+
+def _signed_square(distance: Any) -> Any:
+    import numpy as np
+
+    return np.sign(distance) * np.square(distance)
 
 
 def reward_curves(curves: Sequence[Curve], path: Path, *, colours: Mapping[str, str]) -> None:
