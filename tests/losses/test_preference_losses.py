@@ -1,4 +1,4 @@
-"""The pairwise losses: twins, what each says of itself, and the numbers that every paper agrees on."""
+"""The losses of `losses.preference`: the numbers that every paper agrees on, soft labels, and a loss of one's own."""
 
 import math
 
@@ -6,158 +6,17 @@ import pytest
 import torch
 
 from alignlab.errors import ConfigError
-from alignlab.losses import (
-    DPOLoss,
-    HingeLoss,
-    IPOLoss,
-    PairLogprobs,
-    PreferenceLoss,
-    RobustDPOLoss,
-    SimPOLoss,
-)
-from tests.reference import losses as twins
-from tests.reference.check import DTYPES, assert_close, assert_like_twin
+from alignlab.losses import DPOLoss, HingeLoss, IPOLoss, PairLogprobs, PreferenceLoss, RobustDPOLoss, SimPOLoss
+from tests.losses.catalogue import METRICS, one_pair, pairs, random_pairs
+from tests.reference.check import assert_close
 
-P = 47
-LENGTHS = torch.randint(1, 20, (2, P), generator=torch.Generator().manual_seed(0))
-METRICS = {"accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logprob", "rejected_logprob"}
-
-CASES = {  # the loss, and its twin for one pair: (policy, reference, the two lengths)
-    "dpo": (DPOLoss(0.3), lambda p, r, lengths: twins.dpo(p, r, 0.3)),
-    "cdpo": (DPOLoss(0.3, label_smoothing=0.2), lambda p, r, lengths: twins.dpo(p, r, 0.3, 0.2)),
-    "robust": (RobustDPOLoss(0.3, label_smoothing=0.2), lambda p, r, lengths: twins.robust_dpo(p, r, 0.3, 0.2)),
-    "ipo": (IPOLoss(0.3), lambda p, r, lengths: twins.ipo(p, r, 0.3)),
-    "ipo per token": (
-        IPOLoss(0.3, length_normalized=True),
-        lambda p, r, lengths: twins.ipo_per_token(p, r, 0.3, *lengths),
-    ),
-    "hinge": (HingeLoss(0.3), lambda p, r, lengths: twins.hinge(p, r, 0.3)),
-    "simpo": (SimPOLoss(2.0, gamma=0.7), lambda p, r, lengths: twins.simpo(p, 2.0, 0.7, *lengths)),
-}
-every_loss = pytest.mark.parametrize("loss", [case[0] for case in CASES.values()], ids=list(CASES))
 PLAIN_DPO = DPOLoss(0.3)
-
-
-def pairs(chosen, rejected, lengths=LENGTHS) -> PairLogprobs:
-    return PairLogprobs(chosen, rejected, lengths[0], lengths[1])
-
-
-def random_pairs(scale: float = 4.0) -> PairLogprobs:
-    return pairs(*(-scale * torch.rand(2, P, dtype=torch.float64) * LENGTHS))
-
-
-def swap(x: PairLogprobs) -> PairLogprobs:
-    return PairLogprobs(x.rejected, x.chosen, x.rejected_length, x.chosen_length)
-
-
-def one_pair(chosen: float, rejected: float) -> PairLogprobs:
-    lengths = torch.tensor([[4], [8]])
-    return pairs(*torch.tensor([[chosen], [rejected]], dtype=torch.float64), lengths)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", CASES)
-def test_every_loss_equals_its_twin(name, dtype):
-    loss, per_pair = CASES[name]
-
-    def twin(*columns):
-        rows = zip(*columns, LENGTHS[0].tolist(), LENGTHS[1].tolist(), strict=True)
-        return (torch.stack([per_pair((a, b), (c, d), lengths) for a, b, c, d, *lengths in rows]).mean(),)
-
-    def ours(chosen, rejected, ref_chosen, ref_rejected):
-        return (loss(pairs(chosen, rejected), pairs(ref_chosen, ref_rejected)).loss,)
-
-    assert_like_twin(ours, twin, *(-5 * torch.rand(4, P)), dtype=dtype)
-
-
-@every_loss
-def test_forward_is_the_mean_of_per_pair(loss):
-    policy, reference = random_pairs(), random_pairs()
-    per_pair = loss.per_pair(policy, reference)
-    assert per_pair.shape == (P,) and not loss.batch_coupled
-    assert_close(loss(policy, reference).loss, per_pair.mean())
-
-
-# what each loss says of itself
-
-
-@every_loss
-def test_value_at_reference_is_as_stated(loss):
-    policy = random_pairs()
-    values = loss.per_pair(policy, policy)
-    if loss.value_at_reference is None:
-        assert values.max() - values.min() > 1e-3
-    else:
-        assert_close(values, torch.full_like(values, loss.value_at_reference))
 
 
 def test_values_at_the_reference_are_the_known_ones():
     assert DPOLoss.value_at_reference == RobustDPOLoss.value_at_reference == math.log(2)
     assert IPOLoss(0.1).value_at_reference == pytest.approx(25.0)  # (1 / 0.2)^2
     assert HingeLoss.value_at_reference == 1 and SimPOLoss.value_at_reference is None
-
-
-@every_loss
-def test_needs_reference_is_as_stated(loss):
-    policy, reference = random_pairs(), random_pairs()
-    if loss.needs_reference:
-        with pytest.raises(ConfigError, match=f"{type(loss).__name__}: reference=None"):
-            loss(policy)
-    else:
-        assert_close(loss(policy).loss, loss(policy, reference).loss)
-
-
-@every_loss
-def test_shift_invariance_is_as_stated(loss):
-    policy, reference = random_pairs(), random_pairs()
-    shifted = policy._replace(chosen=policy.chosen - 3, rejected=policy.rejected - 3)
-    moved = (loss.per_pair(shifted, reference) - loss.per_pair(policy, reference)).abs().max()
-    assert moved < 1e-9 if loss.shift_invariant else moved > 1e-2
-
-
-@every_loss
-def test_monotonicity_is_as_stated(loss):
-    """Over margins from far below to far above what any of the losses aims at."""
-    steps = torch.linspace(-200, 200, 401, dtype=torch.float64)
-    lengths, zeros = torch.ones(2, 401, dtype=torch.int64), torch.zeros(401, dtype=torch.float64)
-    reference = pairs(zeros, zeros, lengths)
-    rising_chosen = loss.per_pair(pairs(steps, zeros, lengths), reference).diff()
-    falling_rejected = loss.per_pair(pairs(zeros, -steps, lengths), reference).diff()
-    for change in (rising_chosen, falling_rejected):
-        assert bool((change <= 1e-12).all()) == loss.monotone
-
-
-@every_loss
-def test_antisymmetry_is_as_stated(loss):
-    """Swapping negates the margin, and pairs of one margin cost the same whatever their level."""
-    assert loss.antisymmetric
-    policy, reference = random_pairs(), random_pairs()
-    margin = loss(policy, reference).metrics["margin"]
-    assert_close(loss(swap(policy), swap(reference)).metrics["margin"], -margin)
-    lower = policy._replace(
-        chosen=policy.chosen - 2 * policy.chosen_length, rejected=policy.rejected - 2 * policy.rejected_length
-    )
-    lower_reference = reference._replace(
-        chosen=reference.chosen - 2 * reference.chosen_length,
-        rejected=reference.rejected - 2 * reference.rejected_length,
-    )
-    assert_close(loss.per_pair(lower, lower_reference), loss.per_pair(policy, reference))
-
-
-def test_an_untrue_claim_is_found_out():
-    """A loss with a likelihood term is not antisymmetric, and the test above would say so."""
-
-    class Anchored(PreferenceLoss):
-        def per_pair(self, policy, reference):
-            return PLAIN_DPO.per_pair(policy, reference) - policy.chosen
-
-    with pytest.raises(AssertionError):
-        test_antisymmetry_is_as_stated(Anchored(0.1))
-    with pytest.raises(AssertionError):
-        test_shift_invariance_is_as_stated(Anchored(0.1))
-
-
-# numbers
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.1, 1.0])
@@ -230,39 +89,33 @@ def test_robust_dpo_is_unbiased_under_its_noise_and_conservative_dpo_is_not():
     policy, reference = random_pairs(), random_pairs()
 
     def expected_under_flips(loss):
-        return 0.8 * loss(policy, reference).loss + 0.2 * loss(swap(policy), swap(reference)).loss
+        return 0.8 * loss(policy, reference).loss + 0.2 * loss(policy.swapped(), reference.swapped()).loss
 
     clean = PLAIN_DPO(policy, reference).loss
     assert_close(expected_under_flips(RobustDPOLoss(0.3, 0.2)), clean)
     assert (expected_under_flips(DPOLoss(0.3, 0.2)) - clean).abs() > 0.01
 
 
-@every_loss
-@pytest.mark.parametrize("margin", [1e4, -1e4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_extreme_margins_keep_finite_losses_and_gradients(loss, margin, dtype):
-    chosen, rejected = (torch.tensor([x], dtype=dtype, requires_grad=True) for x in (margin, -margin))
-    zero, lengths = torch.zeros(1, dtype=dtype), torch.ones(2, 1, dtype=torch.int64)
-    out = loss(pairs(chosen, rejected, lengths), pairs(zero, zero, lengths))
-    out.loss.backward()
-    assert out.loss.dtype == torch.float32 and torch.isfinite(out.loss)
-    assert torch.isfinite(chosen.grad).all() and torch.isfinite(rejected.grad).all()
-    assert set(out.metrics) == METRICS and all(torch.isfinite(x) for x in out.metrics.values())
+def test_soft_labels_and_weights_worked_by_hand():
+    """Margins 1 and -2 at beta 0.5; the label of the first is right with probability 3/4, the second counts 3 times."""
+    lengths, zeros = torch.ones(2, 2, dtype=torch.int64), torch.zeros(2)
+    policy, reference = pairs(torch.tensor([2.0, -4.0]), zeros, lengths), pairs(zeros, zeros, lengths)
+    soft, weight = torch.tensor([0.75, 1.0]), torch.tensor([1.0, 3.0])
+    loss, metrics = DPOLoss(0.5)(policy, reference, preference=soft, weight=weight)
+    first = 0.75 * math.log(1 + math.exp(-1)) + 0.25 * math.log(1 + math.exp(1))
+    assert loss.item() == pytest.approx((first + 3 * math.log(1 + math.exp(2))) / 4)
+    # the better reply is ahead in 3/4 of the first pair's labels, and the margin is 1 in 3/4 of them and -1 in 1/4
+    assert metrics["accuracy"].item() == pytest.approx((0.75 + 0) / 4)
+    assert metrics["margin"].item() == pytest.approx((0.5 + 3 * -2) / 4)
+    assert metrics["chosen_logprob"].item() == pytest.approx((0.75 * 2 + 3 * -4) / 4)
 
 
-@every_loss
-def test_metrics_are_detached_scalars_of_the_same_names(loss):
-    policy = random_pairs()._replace(chosen=torch.randn(P, requires_grad=True))
-    metrics = loss(policy, random_pairs()).metrics
-    assert set(metrics) == METRICS
-    assert all(x.ndim == 0 and not x.requires_grad for x in metrics.values())
-
-
-def test_autocast_around_it_changes_nothing():
-    policy, reference = (PairLogprobs(*(x.float() for x in random_pairs())) for _ in range(2))
-    plain = PLAIN_DPO(policy, reference).loss
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(PLAIN_DPO(policy, reference).loss, plain)
+def test_a_soft_label_of_dpo_is_conservative_dpo():
+    policy, reference = random_pairs(), random_pairs()
+    soft = torch.full_like(policy.chosen, 0.8)
+    assert_close(
+        PLAIN_DPO(policy, reference, preference=soft).loss, DPOLoss(0.3, label_smoothing=0.2)(policy, reference).loss
+    )
 
 
 def test_a_new_loss_is_one_method():
@@ -291,9 +144,3 @@ def test_a_new_loss_is_one_method():
 def test_impossible_settings_are_config_errors(make, name):
     with pytest.raises(ConfigError, match=name):
         make()
-
-
-def test_beta_has_no_default():
-    for loss in (DPOLoss, IPOLoss, HingeLoss, RobustDPOLoss, SimPOLoss):
-        with pytest.raises(TypeError, match="beta"):
-            loss()

@@ -24,6 +24,41 @@ def test_bradley_terry_equals_the_twin(dtype, margin, center):
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_soft_labels_and_weights_equal_a_loop_over_both_orders_of_each_pair(dtype, margin):
+    preference, weight = torch.rand(31).tolist(), (0.1 + 3 * torch.rand(31)).tolist()
+    preference[:3] = [0.0, 1.0, 0.5]
+    hard = BradleyTerryLoss(margin=margin, center=0.05)
+
+    def twin(chosen, rejected):
+        total = 0.0
+        for i, (p, w) in enumerate(zip(preference, weight, strict=True)):
+            c, r = chosen[i : i + 1], rejected[i : i + 1]
+            total = total + w * (p * hard(c, r).loss + (1 - p) * hard(r, c).loss)
+        return (total / sum(weight),)
+
+    labels = {"preference": torch.tensor(preference), "weight": torch.tensor(weight)}
+    scores = 2 * torch.randn(31), 2 * torch.randn(31)
+    assert_like_twin(lambda c, r: (hard(c, r, **labels).loss,), twin, *scores, dtype=dtype)
+
+
+def test_metrics_under_soft_labels_and_weights_by_hand():
+    """Gaps 2 and -1; preferences 0.75 and 0; weights 1 and 3."""
+    metrics = BradleyTerryLoss()(
+        torch.tensor([2.0, 0.0]),
+        torch.tensor([0.0, 1.0]),
+        preference=torch.tensor([0.75, 0.0]),
+        weight=torch.tensor([1.0, 3.0]),
+    ).metrics
+    assert {key: value.item() for key, value in metrics.items()} == {
+        "accuracy": (0.75 + 3) / 4,
+        "margin": (0.75 * 2 - 0.25 * 2 + 3 * 1) / 4,
+        "chosen_score": (0.75 * 2 + 3 * 1) / 4,
+        "rejected_score": 0.25 * 2 / 4,
+    }
+
+
 def test_equal_scores_cost_ln_2_and_pull_by_a_half():
     chosen, rejected = (torch.full((1,), 0.7, requires_grad=True) for _ in range(2))
     loss = BradleyTerryLoss()(chosen, rejected).loss

@@ -29,6 +29,14 @@ def token_mean(x: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], normalizer: N
     return masked_mean(x, mask) if normalizer is None else masked_sum(x, mask) / normalizer
 
 
+def weighted_mean(x: Float[Tensor, "P"], weight: Float[Tensor, "P"] | None) -> Float[Tensor, ""]:
+    """sum(weight * x) / sum(weight); the plain mean for None. Weights are positive (the rows are checked)."""
+    if weight is None:
+        return x.mean()
+    weight = weight.to(x)
+    return (weight * x).sum() / weight.sum()
+
+
 def require_positive(loss: object, **settings: float) -> None:
     """ConfigError for a setting that is not a positive number (NaN is not)."""
     for name, value in settings.items():

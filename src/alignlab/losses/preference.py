@@ -5,6 +5,8 @@ each summed over the reply's tokens (never averaged, unless a class says so: bet
 of a reply is beta * log pi/ref, and its *margin* beta * h.
 
 To add a loss: subclass `PreferenceLoss`, override `per_pair`, put a yaml beside `conf/method/loss/dpo.yaml`.
+The rest of the catalogue: `margin` (other curves of the same margin), `f_divergence`, `anchored` (each reply against
+the reference), `ordering` (whole batches), `reference_free`, and `sft_term`, which is added to any of them.
 """
 
 import math
@@ -17,8 +19,8 @@ from torch import Tensor, nn
 
 from alignlab.errors import ConfigError
 from alignlab.kernels.precision import autocast_off, upcast
-from alignlab.losses.base import LossOutput, require_between, require_positive
-from alignlab.losses.reward import pair_accuracy
+from alignlab.losses.base import LossOutput, require_between, require_positive, weighted_mean
+from alignlab.losses.reward import wins
 
 Optimum = Literal["rlhf", "rlhf_under_flips", "ipo"]
 
@@ -31,11 +33,15 @@ class PairLogprobs(NamedTuple):
     chosen_length: Int[Tensor, "P"]  # at least 1; counts the end token
     rejected_length: Int[Tensor, "P"]
 
+    def swapped(self) -> "PairLogprobs":
+        """The same pairs with the other label."""
+        return PairLogprobs(self.rejected, self.chosen, self.rejected_length, self.chosen_length)
+
 
 class PreferenceLoss(nn.Module, ABC):
     """Mean over pairs of `per_pair`. The attributes say what a loss is, for methods, tests and tables.
 
-    Where a setting changes one (label smoothing makes DPO's loss bounded below), the instance says so.
+    Where a setting changes one (label smoothing gives DPO's loss a target margin), the instance says so.
     """
 
     needs_reference: bool = True
@@ -45,10 +51,11 @@ class PreferenceLoss(nn.Module, ABC):
     """True: a pair's loss depends on the other pairs of its batch; such a loss overrides `forward`."""
 
     shift_invariant: bool = True
-    """Adding one number to the policy's chosen *and* rejected log-prob changes nothing."""
+    """Adding one number to the policy's chosen *and* rejected log-prob, in any one pair, changes nothing."""
 
     monotone: bool = True
-    """The loss never rises when the chosen log-prob rises or the rejected one falls. False: it has a target margin."""
+    """The loss never rises when the chosen log-prob rises or the rejected one falls (whatever runs along held fixed).
+    False: somewhere it does, because it aims at a margin, or pulls a reply back to the reference."""
 
     antisymmetric: bool = True
     """The loss sees a pair through its margin alone, and swapping the two replies negates that margin."""
@@ -78,31 +85,48 @@ class PreferenceLoss(nn.Module, ABC):
             return self.beta * policy.chosen, self.beta * policy.rejected
         return self.beta * (policy.chosen - reference.chosen), self.beta * (policy.rejected - reference.rejected)
 
-    def forward(self, policy: PairLogprobs, reference: PairLogprobs | None = None) -> LossOutput:
-        """Mean loss of the pairs, computed in at least float32.
+    def forward(
+        self,
+        policy: PairLogprobs,
+        reference: PairLogprobs | None = None,
+        *,
+        preference: Float[Tensor, "P"] | None = None,
+        weight: Float[Tensor, "P"] | None = None,
+    ) -> LossOutput:
+        """sum_i w_i [p_i per_pair(c, r)_i + (1 - p_i) per_pair(r, c)_i] / sum_i w_i, computed in at least float32.
 
-        Metrics, means over pairs: `accuracy` (of the implied rewards; a tie counts half), `margin`, `chosen_reward`,
-        `rejected_reward`, `chosen_logprob`, `rejected_logprob`. ConfigError if a needed reference is missing.
+        `preference`, p: the probability that the chosen reply is the better one (None: the labels are certain).
+        `weight`, w > 0 (None: all alike). Metrics, the same mean over pairs and labels: `accuracy` (of the implied
+        rewards; a tie counts half), `margin`, `chosen_reward`, `rejected_reward`, `chosen_logprob`,
+        `rejected_logprob`. ConfigError if a needed reference is missing.
         """
         if not self.needs_reference:
             reference = None
         elif reference is None:
             raise ConfigError(f"{type(self).__name__}: reference=None, but this loss compares with a reference model")
         with autocast_off(policy.chosen):
-            policy = _upcast_pairs(policy)
-            reference = None if reference is None else _upcast_pairs(reference)
-            return LossOutput(self.per_pair(policy, reference).mean(), self._metrics(policy, reference))
+            policy = upcast_pairs(policy)
+            reference = None if reference is None else upcast_pairs(reference)
+            loss, metrics = self.per_pair(policy, reference), self._metrics(policy, reference)
+            if preference is not None:
+                policy, reference = policy.swapped(), None if reference is None else reference.swapped()
+                other = self._metrics(policy, reference)
+                loss = _mixed(preference, loss, self.per_pair(policy, reference))
+                metrics = {name: _mixed(preference, value, other[name]) for name, value in metrics.items()}
+            return LossOutput(
+                weighted_mean(loss, weight), {name: weighted_mean(value, weight) for name, value in metrics.items()}
+            )
 
-    def _metrics(self, policy: PairLogprobs, reference: PairLogprobs | None) -> dict[str, Float[Tensor, ""]]:
+    def _metrics(self, policy: PairLogprobs, reference: PairLogprobs | None) -> dict[str, Float[Tensor, "P"]]:
         policy = policy._replace(chosen=policy.chosen.detach(), rejected=policy.rejected.detach())
         chosen, rejected = (rewards.detach() for rewards in self.implied_rewards(policy, reference))
         return {
-            "accuracy": pair_accuracy(chosen - rejected),
-            "margin": (chosen - rejected).mean(),
-            "chosen_reward": chosen.mean(),
-            "rejected_reward": rejected.mean(),
-            "chosen_logprob": policy.chosen.mean(),
-            "rejected_logprob": policy.rejected.mean(),
+            "accuracy": wins(chosen - rejected),
+            "margin": chosen - rejected,
+            "chosen_reward": chosen,
+            "rejected_reward": rejected,
+            "chosen_logprob": policy.chosen,
+            "rejected_logprob": policy.rejected,
         }
 
 
@@ -150,10 +174,11 @@ class RobustDPOLoss(PreferenceLoss):
 
 
 class IPOLoss(PreferenceLoss):
-    """(h - 1 / (2 beta))^2. Eq. 17 of Azar et al. 2023; beta is the tau of the paper.
+    """(h - 1 / (2 beta))^2.
 
-    h is the difference of *sums*, as in the paper; `length_normalized=True` takes each log-ratio per token, which is
-    what some libraries call IPO (another optimum, and a beta of another size).
+    Eq. 17 of Azar et al. 2023; beta is the tau of the paper. h is the difference of *sums*, as in the paper;
+    `length_normalized=True` takes each log-ratio per token, which is what some libraries call IPO (another optimum,
+    and a beta of another size).
     """
 
     def __init__(self, beta: float, length_normalized: bool = False):
@@ -185,7 +210,11 @@ class IPOLoss(PreferenceLoss):
 
 
 class HingeLoss(PreferenceLoss):
-    """max(0, 1 - beta h): SLiC's calibration loss (Zhao et al. 2023) on log-ratios, as in RSO (Liu et al. 2024)."""
+    """max(0, 1 - beta h).
+
+    SLiC's calibration loss (Zhao et al. 2023, sec. 2) on log-ratios to a reference instead of log-probs, as in RSO (Liu
+    et al. 2024). SLiC's own pull to the start, a likelihood term, is `sft_term.WithSFT`.
+    """
 
     value_at_reference = 1.0
 
@@ -194,10 +223,10 @@ class HingeLoss(PreferenceLoss):
 
 
 class SimPOLoss(PreferenceLoss):
-    """-log sigmoid(beta (log pi(c) / |c| - log pi(r) / |r|) - gamma). Eq. 6 of Meng et al. 2024.
+    """-log sigmoid(beta (log pi(c) / |c| - log pi(r) / |r|) - gamma).
 
-    Log-probs per token and no reference, so beta is of another size than DPO's (2 to 10) and the policy is held near
-    its start by the learning rate alone. `gamma` is the target margin of the rewards.
+    Eq. 6 of Meng et al. 2024. Log-probs per token and no reference, so beta is of another size than DPO's (2 to 10)
+    and the policy is held near its start by the learning rate alone. `gamma` is the target margin of the rewards.
     """
 
     needs_reference = False
@@ -227,5 +256,11 @@ def log_ratio_difference(policy: PairLogprobs, reference: PairLogprobs | None) -
     return (policy.chosen - reference.chosen) - (policy.rejected - reference.rejected)
 
 
-def _upcast_pairs(pairs: PairLogprobs) -> PairLogprobs:
+def _mixed(preference: Float[Tensor, "P"], kept: Float[Tensor, "P"], swapped: Float[Tensor, "P"]) -> Tensor:
+    preference = preference.to(kept)
+    return preference * kept + (1 - preference) * swapped
+
+
+def upcast_pairs(pairs: PairLogprobs) -> PairLogprobs:
+    """The log-probs in at least float32."""
     return pairs._replace(chosen=upcast(pairs.chosen), rejected=upcast(pairs.rejected))
