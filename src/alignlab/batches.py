@@ -64,13 +64,45 @@ class PreferenceBatch(NamedTuple):
 
     sequences: Sequences  # (2P, T)
     rows: Int[Tensor, "P"]
+    preference: Float[Tensor, "P"] | None = None  # probability that chosen is the better one; None: certain, all 1
+    weight: Float[Tensor, "P"] | None = None  # of each pair in a mean over pairs; None: all 1
+
+    @property
+    def total_weight(self) -> Float[Tensor, ""]:
+        """What a mean over the pairs divides by: the sum of their weights, P where they count alike; float64."""
+        if self.weight is None:
+            return torch.tensor(float(len(self.rows)), dtype=torch.float64, device=self.rows.device)
+        return self.weight.double().sum()
 
     def split(self, size: int) -> "Iterator[PreferenceBatch]":
         """Micro-batches of at most `size` pairs."""
         num_pairs = len(self.rows)
         for start in range(0, num_pairs, size):
             pairs = torch.arange(start, min(start + size, num_pairs), device=self.rows.device)
-            yield PreferenceBatch(self.sequences.take(torch.cat([pairs, pairs + num_pairs])), self.rows[pairs])
+            sequences = self.sequences.take(torch.cat([pairs, pairs + num_pairs]))
+            preference = None if self.preference is None else self.preference[pairs]
+            weight = None if self.weight is None else self.weight[pairs]
+            yield PreferenceBatch(sequences, self.rows[pairs], preference, weight)
+
+
+class UnpairedBatch(NamedTuple):
+    """Replies judged one by one, and the same prompts with replies that were given to others.
+
+    The mismatched pairs are what KTO estimates its KL from: prompt i with the reply of row i + s of the same batch
+    (cyclic), for the least shift s that gives the fewest prompts a reply of their own; s = 1 where prompts differ.
+    """
+
+    sequences: Sequences  # (B, T)
+    rows: Int[Tensor, "B"]
+    desirable: Bool[Tensor, "B"]
+    kl_sequences: Sequences | None  # (B, T'): prompt of row i, somebody else's reply; None in a batch of one row
+
+    def split(self, size: int) -> "Iterator[UnpairedBatch]":
+        """Micro-batches of at most `size` rows; the mismatched pairs stay those of the whole batch."""
+        for start in range(0, len(self.rows), size):
+            part = slice(start, start + size)
+            mismatched = None if self.kl_sequences is None else self.kl_sequences.take(part)
+            yield UnpairedBatch(self.sequences.take(part), self.rows[part], self.desirable[part], mismatched)
 
 
 class PromptBatch(NamedTuple):

@@ -1,12 +1,13 @@
 """The nouns on disk: what one row of data is, before any tokenizer sees it.
 
 A `RowSource` (a file with a format, or a world that makes its own) yields rows of the type a method asks for.
-A richer row serves a poorer method: a preference row gives an SFT row (its chosen reply) and a prompt.
+A richer row serves a poorer method: a preference row gives an SFT row (its likelier reply), a prompt, and two unpaired
+rows (chosen: desirable; rejected: undesirable).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypedDict, TypeVar
+from typing import Literal, Protocol, TypedDict, TypeVar, cast
 
 from alignlab.errors import DataError
 
@@ -41,15 +42,30 @@ class SFTRow:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceRow:
-    """Two replies to one request; `chosen` was preferred."""
+    """Two replies to one request; `chosen` was preferred.
+
+    `preference` is the probability that `chosen` really is the better one, from 0 to 1 (1: the label is certain).
+    `weight` is how much the pair counts in a mean over pairs, above 0.
+    """
 
     prompt: Prompt
     chosen: str
     rejected: str
+    preference: float = 1.0
+    weight: float = 1.0
 
 
-Row = PromptRow | SFTRow | PreferenceRow
-RowT = TypeVar("RowT", PromptRow, SFTRow, PreferenceRow)
+@dataclass(frozen=True, slots=True)
+class UnpairedRow:
+    """One reply to a request, and whether it is of the kind that is wanted."""
+
+    prompt: Prompt
+    response: str
+    desirable: bool
+
+
+Row = PromptRow | SFTRow | PreferenceRow | UnpairedRow
+RowT = TypeVar("RowT", PromptRow, SFTRow, PreferenceRow, UnpairedRow)
 
 
 class RowSource(Protocol):
@@ -60,13 +76,52 @@ class RowSource(Protocol):
         ...
 
 
+class FreshRows(RowSource, Protocol):
+    """A source that makes its training rows anew at each optimizer step: a stream without epochs or an end.
+
+    `rows` then serves the validation and test splits alone. A source that can do both, by its settings, has None as
+    its `fresh_rows` where it is not a stream.
+    """
+
+    def fresh_rows(self, row_type: type[RowT], *, step: int, batch_size: int, seed: int) -> Sequence[RowT]:
+        """The `batch_size` rows of optimizer step `step` (from 0): a pure function of the arguments."""
+        ...
+
+
+def stream_of(source: RowSource) -> FreshRows | None:
+    """`source` itself if it makes fresh training rows, else None."""
+    return cast(FreshRows, source) if getattr(source, "fresh_rows", None) is not None else None
+
+
+def rows_as(row: Row, row_type: type[RowT]) -> tuple[RowT, ...]:
+    """`row` as rows of `row_type`: two where a pair serves as unpaired rows (chosen, rejected), else one.
+
+    DataError for a pair that unpaired rows cannot express: one with a soft label or a weight.
+    """
+    if row_type is not UnpairedRow or not isinstance(row, PreferenceRow):
+        return (as_row_type(row, row_type),)
+    if row.preference not in (0, 1) or row.weight != 1:
+        raise DataError(
+            f"a pair with preference={row.preference}, weight={row.weight} cannot serve as unpaired rows, which are "
+            "desirable or not and count alike; expected preference 0 or 1 and weight 1"
+        )
+    unpaired = (
+        UnpairedRow(row.prompt, row.chosen, row.preference == 1),
+        UnpairedRow(row.prompt, row.rejected, row.preference == 0),
+    )
+    return cast(tuple[RowT, ...], unpaired)
+
+
 def as_row_type(row: Row, row_type: type[RowT]) -> RowT:
-    """`row` as the poorer (or same) `row_type`; DataError where it has not got what that needs."""
+    """`row` as the poorer (or same) `row_type`; DataError where it has not got what that needs.
+
+    Of a pair, SFT imitates the reply that is likelier the better one: `rejected` where `preference` is below a half.
+    """
     poorer: Row = row
     if row_type is PromptRow:
         poorer = PromptRow(row.prompt)
     elif row_type is SFTRow and isinstance(row, PreferenceRow):
-        poorer = SFTRow(row.prompt, row.chosen)
+        poorer = SFTRow(row.prompt, row.chosen if row.preference >= 0.5 else row.rejected)
     if isinstance(poorer, row_type):
         return poorer
     raise DataError(

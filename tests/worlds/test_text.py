@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignlab.errors import ConfigError, DataError
-from alignlab.rows import Message, PreferenceRow, PromptRow, Row, SFTRow, Split
+from alignlab.rows import Message, PreferenceRow, PromptRow, Row, SFTRow, Split, UnpairedRow
 from alignlab.worlds.text import GoldReward, TextWorld, build_tokenizer
 from alignlab.worlds.text.generator import asks
 from alignlab.worlds.text.gold import asked_topic
@@ -28,7 +28,7 @@ def gold(response: str, prompt: str = PROMPT) -> float:
     return GoldReward()([prompt], [response]).item()
 
 
-ROW_TYPES: Any = (SFTRow, PreferenceRow, PromptRow)
+ROW_TYPES: Any = (SFTRow, PreferenceRow, PromptRow, UnpairedRow)
 
 
 def small_world(seed: int = 0) -> TextWorld:
@@ -181,7 +181,7 @@ def test_splits_share_no_prompt_in_any_two_worlds() -> None:
 
 def test_row_counts_and_distinct_prompts() -> None:
     counts = {key: len(rows) for key, rows in every_row(small_world()).items()}
-    trains = {"SFTRow": 300, "PreferenceRow": 300, "PromptRow": 50}
+    trains = {"SFTRow": 300, "PreferenceRow": 300, "PromptRow": 50, "UnpairedRow": 300}
     held_out = {"validation": 40, "test": 30}
     assert counts == {
         (kind, split): held_out.get(split, num)
@@ -226,6 +226,15 @@ def test_label_noise_follows_bradley_terry() -> None:
     spread = 0.5 / 4000**0.5
     assert abs((differences > 0).float().mean() - expected) < 4 * spread
     assert (gaps(list(TextWorld(num_preferences=500, label_temperature=0).rows(PreferenceRow, "train"))) > 0).all()
+
+
+def test_unpaired_replies_are_half_desirable_and_those_are_the_better_ones() -> None:
+    rows = list(TextWorld(num_preferences=2000, label_temperature=0).rows(UnpairedRow, "train"))
+    rewards = GoldReward()([row.prompt for row in rows], [row.response for row in rows])
+    desirable = torch.tensor([row.desirable for row in rows])
+    assert abs(desirable.float().mean() - 0.5) < 4 * 0.5 / 2000**0.5
+    # the two replies of a pair differ by at least 0.75, and which of them is a row's is a coin's choice
+    assert rewards[desirable].mean() - rewards[~desirable].mean() > 0.75
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """What makes a row usable, checked once for every row whatever file or format it came from."""
 
+import math
 from typing import Any
 
 from alignlab.errors import DataError
-from alignlab.rows import PreferenceRow, PromptRow, Row, SFTRow
+from alignlab.rows import PreferenceRow, PromptRow, Row, SFTRow, UnpairedRow
 
 ROLES = ("system", "user", "assistant")
 
@@ -59,13 +60,34 @@ def check_messages(value: Any, field: str) -> None:
         check_text(message.get("content"), f"{field}[{i}].content")
 
 
+def check_probability(value: Any, field: str) -> float:
+    """`value` if it is a number from 0 to 1, else DataError."""
+    if _is_number(value) and 0 <= value <= 1:
+        return value
+    raise DataError(f"field {field!r}: got {show(value)}, expected a probability: a number from 0 to 1")
+
+
+def check_weight(value: Any, field: str) -> float:
+    """`value` if it is a finite number above 0, else DataError."""
+    if _is_number(value) and 0 < value < math.inf:
+        return value
+    raise DataError(f"field {field!r}: got {show(value)}, expected a finite number above 0")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_row(row: Any) -> Row:
     """`row` if a method can use it; DataError naming the field where it cannot.
 
-    Refused: fields of the wrong type, empty responses, identical pairs, a dialogue whose last turn is the assistant's.
+    Refused: fields of the wrong type, empty responses, identical pairs, a dialogue whose last turn is the assistant's,
+    soft labels that are no probabilities, weights that are not positive.
     """
-    if not isinstance(row, PromptRow | SFTRow | PreferenceRow):
-        raise DataError(f"the format returned a {type(row).__name__}, expected PromptRow, SFTRow or PreferenceRow")
+    if not isinstance(row, PromptRow | SFTRow | PreferenceRow | UnpairedRow):
+        raise DataError(
+            f"the format returned a {type(row).__name__}, expected PromptRow, SFTRow, PreferenceRow or UnpairedRow"
+        )
     if isinstance(row.prompt, str):
         check_text(row.prompt, "prompt")
         if isinstance(row, PromptRow) and not row.prompt:
@@ -76,11 +98,15 @@ def check_row(row: Any) -> Row:
             raise DataError(
                 f"field 'prompt': the last turn before the reply is the {row.prompt[-1]['role']}'s, expected the user's"
             )
-    if isinstance(row, SFTRow):
+    if isinstance(row, SFTRow | UnpairedRow):
         check_reply(row.response, "response")
+    if isinstance(row, UnpairedRow) and not isinstance(row.desirable, bool):
+        raise DataError(f"field 'desirable': got {show(row.desirable)}, expected true or false")
     if isinstance(row, PreferenceRow):
         check_reply(row.chosen, "chosen")
         check_reply(row.rejected, "rejected")
         if row.chosen == row.rejected:
             raise DataError("fields 'chosen' and 'rejected': identical, expected two different replies")
+        check_probability(row.preference, "preference")
+        check_weight(row.weight, "weight")
     return row

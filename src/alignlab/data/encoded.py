@@ -1,12 +1,15 @@
 """The encoded rows of one split, kept compactly: flat int32 arrays instead of lists of Python numbers."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from alignlab.rows import Prompt, Row
+from alignlab.rows import PreferenceRow, Prompt, Row, UnpairedRow
+
+_CERTAIN = {"preference": 1.0, "weight": 1.0}
+"""What a label says where a row says nothing: a column of these alone is not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class EncodedRows:
     tables: tuple[TokenTable, ...]  # one; for preference rows two: chosen, rejected
     prompts: tuple[Prompt, ...]  # as they stand in the data
     groups: np.ndarray  # (rows,) uint64: a hash of the prompt (of the text, where there is none)
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # by name, each (rows,); see `labels_of`
+    max_length: int | None = None  # tokens that rows were cut at
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -53,15 +58,42 @@ class EncodedRows:
     def take(self, index: np.ndarray) -> "EncodedRows":
         """Some of the rows, in the order of `index`."""
         tables = tuple(TokenTable.from_rows([table.row(i) for i in index]) for table in self.tables)
-        return EncodedRows(self.row_type, tables, tuple(self.prompts[i] for i in index), self.groups[index])
+        prompts, labels = tuple(self.prompts[i] for i in index), {name: x[index] for name, x in self.labels.items()}
+        return EncodedRows(self.row_type, tables, prompts, self.groups[index], labels, self.max_length)
+
+    def statistics(self, train: "EncodedRows | None" = None) -> dict[str, float]:
+        """Number of rows, mean tokens, and how many of the prompts `train` (other rows) has too."""
+        counts: dict[str, float] = {"rows": len(self)}
+        if not len(self):
+            return counts
+        prompt = np.concatenate([table.prompt_lengths for table in self.tables])
+        total = np.concatenate([table.lengths for table in self.tables])
+        counts["mean_prompt_tokens"] = float(prompt.mean())
+        counts["mean_response_tokens"] = float((total - prompt).mean())
+        counts["max_tokens"] = int(total.max())
+        if train is not None:
+            counts["prompts_in_train"] = int(np.isin(self.groups, train.groups).sum())
+        return counts
 
     def digest(self) -> str:
-        """sha256 over ids, lengths and what is scored: equal digests mean equal batches."""
+        """sha256 over ids, lengths, what is scored and how it is labelled: equal digests mean equal batches."""
         digest = hashlib.sha256(self.row_type.__name__.encode())
         for table in self.tables:
             for array in (table.starts, table.prompt_lengths, table.ids):
                 digest.update(np.ascontiguousarray(array).tobytes())
+        for name in sorted(self.labels):
+            digest.update(name.encode() + np.ascontiguousarray(self.labels[name]).tobytes())
         return digest.hexdigest()
+
+
+def labels_of(rows: Sequence[Row], row_type: type[Row]) -> dict[str, np.ndarray]:
+    """What rows say beside their texts: `preference` and `weight` of pairs (float32; neither where all are 1),
+    `desirable` of unpaired rows (bool)."""
+    if row_type is UnpairedRow:
+        return {"desirable": np.array([row.desirable for row in rows if isinstance(row, UnpairedRow)], dtype=bool)}
+    pairs = [row for row in rows if isinstance(row, PreferenceRow)] if row_type is PreferenceRow else []
+    columns = {name: np.array([getattr(row, name) for row in pairs], dtype=np.float32) for name in _CERTAIN}
+    return {name: column for name, column in columns.items() if (column != _CERTAIN[name]).any()}
 
 
 def group_of(prompt: Prompt, text: str) -> int:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from alignlab.data.encoded import EncodedRows, TokenTable, group_of
+from alignlab.data.encoded import EncodedRows, TokenTable, group_of, labels_of
 from alignlab.data.reading import Located
 from alignlab.data.tokenize import Encoded, TextEncoder, check_encoded
 from alignlab.errors import DataError
-from alignlab.rows import PreferenceRow, PromptRow, Row, SFTRow
+from alignlab.rows import PreferenceRow, PromptRow, Row, SFTRow, UnpairedRow
 
 CHUNK = 2048
 """Rows that are tokenised in one call."""
@@ -33,9 +33,9 @@ class SplitEncoder:
     def encode(self, located: Iterator[Located], limit: int | None) -> EncodedRows:
         """The first `limit` usable rows (all of them if None)."""
         tables: list[list[tuple[np.ndarray, int]]] = [[] for _ in range(2 if self.row_type is PreferenceRow else 1)]
-        prompts, groups = [], []
-        while limit is None or len(prompts) < limit:
-            chunk = list(islice(located, CHUNK if limit is None else min(CHUNK, limit - len(prompts))))
+        rows: list[Row] = []
+        while limit is None or len(rows) < limit:
+            chunk = list(islice(located, CHUNK if limit is None else min(CHUNK, limit - len(rows))))
             if not chunk:
                 break
             for (where, _), item in zip(chunk, self._encode_chunk([value for _, value in chunk]), strict=True):
@@ -47,10 +47,11 @@ class SplitEncoder:
                     table.append((np.array(sequence.input_ids, dtype=np.int32), sequence.prompt_length))
                     self.counts["truncated"] += sequence.is_truncated
                     self.counts["split_boundary"] += sequence.is_split
-                prompts.append(row.prompt)
-                groups.append(group_of(row.prompt, _reply_of(row)))
+                rows.append(row)
         made = tuple(TokenTable.from_rows(table) for table in tables)
-        return EncodedRows(self.row_type, made, tuple(prompts), np.array(groups, dtype=np.uint64))
+        prompts = tuple(row.prompt for row in rows)
+        groups = np.array([group_of(row.prompt, _reply_of(row)) for row in rows], dtype=np.uint64)
+        return EncodedRows(self.row_type, made, prompts, groups, labels_of(rows, self.row_type), self.max_length)
 
     def _refuse(self, where: str, error: DataError) -> None:
         if not self.skip_bad:
@@ -77,11 +78,11 @@ class SplitEncoder:
         else:
             prompts = [row.prompt for row in good]
             chosen = [_reply_of(row) for row in good]
-            if self.row_type is SFTRow:
-                encoded = iter([(sequence,) for sequence in self.encoder.replies(prompts, chosen)])
-            else:  # in one call, which encodes the shared prompts once
+            if self.row_type is PreferenceRow:  # in one call, which encodes the shared prompts once
                 both = self.encoder.replies(prompts * 2, chosen + [row.rejected for row in good])
                 encoded = iter(list(zip(both[: len(good)], both[len(good) :], strict=True)))
+            else:
+                encoded = iter([(sequence,) for sequence in self.encoder.replies(prompts, chosen)])
         return [value if isinstance(value, DataError) else self._checked(next(encoded), value) for value in values]
 
     def _checked(self, sequences: tuple[Encoded, ...], row: Row) -> Item:
@@ -107,4 +108,4 @@ class SplitEncoder:
 def _reply_of(row: Row) -> str:
     if isinstance(row, PreferenceRow):
         return row.chosen
-    return row.response if isinstance(row, SFTRow) else ""
+    return row.response if isinstance(row, SFTRow | UnpairedRow) else ""

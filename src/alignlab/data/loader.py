@@ -1,19 +1,26 @@
-"""Which rows make up step k, and a loader that yields them: nothing here depends on what was loaded before.
+"""What batch k is made of, and a loader that yields batches: nothing here depends on what was loaded before.
 
-Step k of a run takes the rows of batch k mod steps_per_epoch of epoch k // steps_per_epoch, in an order that is a pure
-function of (seed, epoch). So the data position of a run is its step number, and a resumed run needs nothing else.
+Step k of a run over finite data takes the rows of batch k mod steps_per_epoch of epoch k // steps_per_epoch, in an
+order that is a pure function of (seed, epoch); a stream makes its rows from (seed, k). So the data position of a run is
+its step number, and a resumed run needs nothing else. A process takes its `share` of each step's rows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from alignlab.data.collate import Batch, collate
 from alignlab.data.encoded import EncodedRows
+from alignlab.data.encoding import SplitEncoder
+from alignlab.data.sources import located_fresh_rows
+from alignlab.data.tokenize import TextEncoder
+from alignlab.errors import DataError
+from alignlab.rows import FreshRows, Row
 
 
 @lru_cache(maxsize=4)
@@ -28,41 +35,90 @@ def step_rows(step: int, *, num_rows: int, batch_size: int, seed: int) -> list[i
     return epoch_order(num_rows, seed, epoch)[batch * batch_size : (batch + 1) * batch_size].tolist()
 
 
-class BatchDataset(Dataset[Batch]):
-    """Indexed by lists of row numbers; yields whole batches, in the main process or a worker alike."""
+@dataclass(frozen=True, kw_only=True)
+class ShuffledBatches:
+    """Training batches of finite data: every row once an epoch."""
 
-    def __init__(self, rows: EncodedRows, *, pad_id: int) -> None:
-        self._rows = rows
-        self._collate: Callable[..., Batch] = partial(collate, pad_id=pad_id)
+    rows: EncodedRows
+    batch_size: int
+    seed: int
+    pad_id: int
+    share: slice
 
-    def __getitem__(self, index: Sequence[int]) -> Batch:
-        return self._collate(self._rows, index)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-
-class IndexLists(Sampler[list[int]]):
-    """Yields `batch(k)` for k in `steps`, unless empty on this process. Stateless: each pass is the same."""
-
-    def __init__(self, steps: range, batch: Callable[[int], list[int]]) -> None:
-        self._steps = steps
-        self._batch = batch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (index for index in map(self._batch, self._steps) if index)
-
-    def __len__(self) -> int:
-        return len(self._steps)
+    def __call__(self, step: int) -> Batch:
+        """This process's part of optimizer step `step`."""
+        if not len(self.rows):
+            raise DataError("the source has no training rows; give data.source.train")
+        index = step_rows(step, num_rows=len(self.rows), batch_size=self.batch_size, seed=self.seed)
+        return collate(self.rows, index, pad_id=self.pad_id, share=self.share)
 
 
-def make_loader(
-    rows: EncodedRows, steps: range, batch: Callable[[int], list[int]], *, pad_id: int, num_workers: int
-) -> DataLoader[Batch]:
-    """A loader of ready batches. Its own generator: a stock one draws a seed from the global RNG on every pass."""
+@dataclass(frozen=True, kw_only=True)
+class FreshBatches:
+    """Training batches of a stream, its rows made, checked and encoded at each step.
+
+    Row i of step k has the number k * batch_size + i. All processes make all rows of a step, then take their share.
+    """
+
+    source: FreshRows
+    row_type: type[Row]
+    encoder: TextEncoder
+    max_length: int
+    batch_size: int
+    seed: int
+    pad_id: int
+    share: slice
+
+    def __call__(self, step: int) -> Batch:
+        """This process's part of optimizer step `step`. DataError for a row that cannot be used."""
+        located = located_fresh_rows(self.source, self.row_type, step=step, batch_size=self.batch_size, seed=self.seed)
+        encoder = SplitEncoder(self.encoder, self.row_type, self.max_length, skip_bad=True)
+        rows = encoder.encode(iter(located), None)
+        if encoder.bad_rows:
+            raise DataError(f"{encoder.bad_rows[0]}. A source that makes fresh rows must make usable ones")
+        batch = collate(rows, range(self.batch_size), pad_id=self.pad_id, share=self.share)
+        return batch._replace(rows=batch.rows + step * self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderedBatches:
+    """Batches of held-out rows, in the order of the data."""
+
+    rows: EncodedRows
+    batch_size: int
+    pad_id: int
+    share: slice
+
+    def __call__(self, number: int) -> Batch:
+        """This process's part of batch `number`."""
+        return collate(self.rows, self._index(number), pad_id=self.pad_id, share=self.share)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The batches that this process has a part of."""
+        batches = range(-(-len(self.rows) // self.batch_size))
+        return [number for number in batches if len(self._index(number)[self.share])]
+
+    def _index(self, number: int) -> range:
+        start = number * self.batch_size
+        return range(start, min(start + self.batch_size, len(self.rows)))
+
+
+class Batches(Dataset[Batch]):
+    """Indexed by number; makes whole batches, in the main process or a worker alike."""
+
+    def __init__(self, make: Callable[[int], Batch]) -> None:
+        self._make = make
+
+    def __getitem__(self, number: int) -> Batch:
+        return self._make(number)
+
+
+def make_loader(numbers: Iterable[int], make: Callable[[int], Batch], *, num_workers: int) -> DataLoader[Batch]:
+    """A loader of the batches `make(k)`. Its own generator: a stock one draws a seed from the global RNG every pass."""
     return DataLoader(
-        BatchDataset(rows, pad_id=pad_id),
-        sampler=IndexLists(steps, batch),
+        Batches(make),
+        sampler=numbers,
         batch_size=None,
         collate_fn=_as_is,
         num_workers=num_workers,

@@ -1,11 +1,11 @@
 """One LightningDataModule for every source: rows are read, checked and encoded once, then served by step number.
 
 `prepare()` does the work; after it `train_batch(k)` is the batch of optimizer step k, a pure function of (seed, k).
+Where the source is a stream (see `rows.FreshRows`) that batch is made at step k, and there are no epochs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -14,17 +14,15 @@ from torch.utils.data import DataLoader
 
 from alignlab.batches import PromptBatch
 from alignlab.data.collate import Batch, collate, prompt_batch
-from alignlab.data.encoded import EncodedRows, hold_out
-from alignlab.data.encoding import SplitEncoder
-from alignlab.data.loader import make_loader, step_rows
-from alignlab.data.sources import located_rows
+from alignlab.data.encoded import EncodedRows
+from alignlab.data.loader import FreshBatches, OrderedBatches, ShuffledBatches, make_loader
+from alignlab.data.splits import Splits, split_faults
 from alignlab.data.templates import Template
 from alignlab.data.tokenize import TextEncoder
-from alignlab.errors import ConfigError, DataError
-from alignlab.rows import Prompt, Row, RowSource, Split
+from alignlab.errors import ConfigError
+from alignlab.rows import Prompt, Row, RowSource, Split, stream_of
 
 Gold = Callable[[Sequence[Prompt], Sequence[str]], Tensor]  # a known reward
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class DataModule(L.LightningDataModule):
@@ -61,6 +59,7 @@ class DataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.source = source
+        self.stream = stream_of(source)
         self.tokenizer = tokenizer
         self.row_type = row_type
         self.seed = seed
@@ -70,12 +69,9 @@ class DataModule(L.LightningDataModule):
         self.max_new_tokens = max_new_tokens
         self.num_workers = num_workers
         self.gold = gold
-        self.bad_rows: list[str] = []
-        self.statistics: dict[str, dict[str, float]] = {}
-        self._limits: dict[Split, int | None] = {"train": train_rows, "validation": validation_rows, "test": test_rows}
-        self._validation_fraction = validation_fraction
-        self._on_bad_row = on_bad_row
-        self._check(max_prompt_length)
+        limits: dict[Split, int | None] = {"train": train_rows, "validation": validation_rows, "test": test_rows}
+        faults = split_faults(limits, validation_fraction, on_bad_row, is_stream=self.stream is not None)
+        self._check(max_prompt_length, faults)
         self._encoder = TextEncoder(
             tokenizer,
             stop_token_ids=tuple(stop_token_ids),
@@ -85,7 +81,16 @@ class DataModule(L.LightningDataModule):
             max_length=max_length,
             max_prompt_length=max_prompt_length,
         )
-        self._encoded: dict[Split, EncodedRows] = {}
+        self._splits = Splits(
+            source=source,
+            row_type=row_type,
+            encoder=self._encoder,
+            max_length=max_length,
+            skip_bad=on_bad_row == "skip",
+            limits=limits,
+            validation_fraction=validation_fraction,
+        )
+        self.bad_rows, self.statistics = self._splits.bad_rows, self._splits.statistics
         self._world_size, self._rank = 1, 0
         self._steps: range | None = None
 
@@ -95,7 +100,7 @@ class DataModule(L.LightningDataModule):
         if not 0 <= rank < world_size:
             raise ConfigError(f"process {rank} of {world_size}: the rank must be from 0 to {world_size - 1}")
         self._world_size, self._rank = world_size, rank
-        for split in SPLITS:
+        for split in self._splits.names:
             self.encoded(split)
 
     def setup(self, stage: str | None = None) -> None:
@@ -105,19 +110,7 @@ class DataModule(L.LightningDataModule):
 
     def encoded(self, split: Split) -> EncodedRows:
         """The rows of one split, read and encoded at the first call."""
-        if split not in SPLITS:
-            raise ConfigError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-        if split not in self._encoded:
-            parts: tuple[Split, ...] = (split,)
-            if self._validation_fraction > 0 and split != "test":
-                parts = ("train", "validation")
-            for part in parts:
-                self._encoded[part] = self._encode(part)
-            if len(parts) == 2 and not len(self._encoded["validation"]):
-                self._hold_out_validation()
-            for part in parts:
-                self._count(part)
-        return self._encoded[split]
+        return self._splits.encoded(split)
 
     @property
     def train_rows(self) -> EncodedRows:
@@ -140,9 +133,15 @@ class DataModule(L.LightningDataModule):
         return len(self.train_rows)
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps that see each training row once; the last may be smaller."""
-        return -(-self.num_train // self.batch_size)
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps that see each training row once; the last may be smaller. None for a stream."""
+        return -(-self.num_train // self.batch_size) if self.stream is None else None
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt of all splits, as it is sampled from; of a stream, of those held out."""
+        tables = [table for split in self._splits.names for table in self.encoded(split).tables]
+        return max(int(table.prompt_lengths.max(initial=0)) for table in tables)
 
     def digest(self, split: Split = "train") -> str:
         """Content hash of a split's ids and labels: what a cache of per-row results is keyed by."""
@@ -157,7 +156,7 @@ class DataModule(L.LightningDataModule):
     # -- batches -----------------------------------------------------------------------------------------------------
     def train_batch(self, step: int) -> Batch:
         """This process's part of optimizer step `step` (from 0), whatever was loaded before."""
-        return collate(self.train_rows, self._step_rows(step), pad_id=self.pad_id)
+        return self._training(self._share)(step)
 
     def set_range(self, start_step: int, total_steps: int) -> None:
         """Let the training loader yield the batches of steps start_step, ..., total_steps - 1, as one long pass."""
@@ -167,9 +166,11 @@ class DataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the steps that `set_range` gave; one epoch if it was not called."""
         if self._steps is None:
+            if self.steps_per_epoch is None:
+                raise ConfigError("the source makes fresh rows at each step: set_range must say how many")
             self.set_range(0, self.steps_per_epoch)
         assert self._steps is not None
-        return self._loader(self.train_rows, self._steps, self._step_rows)
+        return make_loader(self._steps, self._training(self._share), num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """All validation rows in order, this process's part of each batch; an empty list where there are none."""
@@ -184,7 +185,13 @@ class DataModule(L.LightningDataModule):
         return self._eval_loader("test")
 
     def batches(self, split: Split, *, limit: int | None = None) -> Iterator[Batch]:
-        """All rows of a split (or the first `limit`) in order, whole batches: not divided over processes."""
+        """All rows of a split (or the first `limit`) in order, whole batches: not divided over processes.
+
+        The training rows of a stream are those of its first steps, as many whole batches as hold `limit` rows.
+        """
+        if split == "train" and self.stream is not None and limit is not None:
+            yield from map(self._training(slice(None)), range(-(-limit // self.batch_size)))
+            return
         rows = self.encoded(split)
         for index in _chunks(range(len(rows))[:limit], self.eval_batch_size):
             yield collate(rows, index, pad_id=self.pad_id)
@@ -208,69 +215,48 @@ class DataModule(L.LightningDataModule):
         return next((i for i in own if i is not None), 0)
 
     # -- inside ------------------------------------------------------------------------------------------------------
-    def _encode(self, split: Split) -> EncodedRows:
-        encoder = SplitEncoder(self._encoder, self.row_type, self.max_length, self._on_bad_row == "skip")
-        rows = encoder.encode(located_rows(self.source, self.row_type, split), self._limits[split])
-        if encoder.bad_rows and not len(rows):
-            raise DataError(f"no usable row in the {split} split; the first: {encoder.bad_rows[0]}")
-        self.bad_rows += encoder.bad_rows
-        self.statistics[split] = {"dropped": len(encoder.bad_rows), **encoder.counts}
-        return rows
+    @property
+    def _share(self) -> slice:
+        """Of the rows of a batch, those of this process."""
+        return slice(self._rank, None, self._world_size)
 
-    def _hold_out_validation(self) -> None:
-        kept, held = hold_out(self._encoded["train"].groups, self._validation_fraction)
-        held = held[: self._limits["validation"]]
-        self._encoded["validation"] = self._encoded["train"].take(held)
-        self._encoded["train"] = self._encoded["train"].take(kept)
-
-    def _count(self, split: Split) -> None:
-        """rows, mean tokens, and how many of the prompts training has seen."""
-        rows, counts = self._encoded[split], self.statistics[split]
-        counts["rows"] = len(rows)
-        if not len(rows):
-            return
-        prompt = np.concatenate([table.prompt_lengths for table in rows.tables])
-        total = np.concatenate([table.lengths for table in rows.tables])
-        counts["mean_prompt_tokens"] = float(prompt.mean())
-        counts["mean_response_tokens"] = float((total - prompt).mean())
-        counts["max_tokens"] = int(total.max())
-        if split != "train" and "train" in self._encoded:
-            counts["prompts_in_train"] = int(np.isin(rows.groups, self._encoded["train"].groups).sum())
-
-    def _share(self, index: list[int]) -> list[int]:
-        return index[self._rank :: self._world_size]
-
-    def _step_rows(self, step: int) -> list[int]:
-        if not self.num_train:
-            raise DataError("the source has no training rows; give data.source.train")
-        return self._share(step_rows(step, num_rows=self.num_train, batch_size=self.batch_size, seed=self.seed))
+    def _training(self, share: slice) -> Callable[[int], Batch]:
+        """The training batches by step."""
+        common: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "pad_id": self.pad_id}
+        if self.stream is None:
+            return ShuffledBatches(rows=self.train_rows, share=share, **common)
+        return FreshBatches(
+            source=self.stream,
+            row_type=self.row_type,
+            encoder=self._encoder,
+            max_length=self.max_length,
+            share=share,
+            **common,
+        )
 
     def _check_shares(self) -> None:
-        smallest = self.num_train % self.batch_size or self.batch_size
-        if self.num_train and smallest < self._world_size:
+        smallest = self.batch_size if self.stream is not None else self.num_train % self.batch_size or self.batch_size
+        if smallest >= self._world_size or (self.stream is None and not self.num_train):
+            return
+        if smallest == self.batch_size:
             raise ConfigError(
-                f"data.batch_size={self.batch_size} with {self.num_train} training rows: a batch of {smallest} rows "
-                f"cannot be shared by {self._world_size} processes; set data.train_rows={self.num_train - smallest} "
-                "or another batch size"
+                f"data.batch_size={self.batch_size}: a batch cannot be shared by {self._world_size} processes; raise it"
             )
+        raise ConfigError(
+            f"data.batch_size={self.batch_size} with {self.num_train} training rows: a batch of {smallest} rows "
+            f"cannot be shared by {self._world_size} processes; set data.train_rows={self.num_train - smallest} "
+            "or another batch size"
+        )
 
     def _eval_loader(self, split: Split) -> DataLoader[Batch] | list[Any]:
         rows = self.encoded(split)
         if not len(rows):
             return []
-        steps = range(-(-len(rows) // self.eval_batch_size))
-        return self._loader(rows, steps, partial(self._eval_rows, len(rows)))
+        make = OrderedBatches(rows=rows, batch_size=self.eval_batch_size, pad_id=self.pad_id, share=self._share)
+        return make_loader(make.numbers, make, num_workers=self.num_workers)
 
-    def _eval_rows(self, num_rows: int, batch: int) -> list[int]:
-        start = batch * self.eval_batch_size
-        return self._share(list(range(start, min(start + self.eval_batch_size, num_rows))))
-
-    def _loader(self, rows: EncodedRows, steps: range, batch: Callable[[int], list[int]]) -> DataLoader[Batch]:
-        return make_loader(rows, steps, batch, pad_id=self.pad_id, num_workers=self.num_workers)
-
-    def _check(self, max_prompt_length: int | None) -> None:
-        """ConfigError naming every setting that cannot work."""
-        faults = []
+    def _check(self, max_prompt_length: int | None, faults: list[str]) -> None:
+        """ConfigError naming every setting that cannot work, `faults` among them."""
         if self.max_length < 2:
             faults.append(f"data.max_length={self.max_length}: expected at least 2 tokens")
         if max_prompt_length is not None and not 1 <= max_prompt_length < self.max_length:
@@ -284,14 +270,9 @@ class DataModule(L.LightningDataModule):
             ("max_new_tokens", self.max_new_tokens, 1),
             ("num_workers", self.num_workers, 0),
             ("seed", self.seed, 0),
-            *((f"{split}_rows", limit, 1) for split, limit in self._limits.items()),
         ):
-            if value is not None and value < least:
+            if value < least:
                 faults.append(f"data.{name}={value}: expected at least {least}")
-        if not 0 <= self._validation_fraction < 1:
-            faults.append(f"data.validation_fraction={self._validation_fraction}: expected from 0 to below 1")
-        if self._on_bad_row not in ("error", "skip"):
-            faults.append(f"data.on_bad_row={self._on_bad_row}: expected error or skip")
         if faults:
             raise ConfigError("\n".join(faults))
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from alignlab.data.checks import check_row
 from alignlab.data.reading import Located, data_suffix, read_records
 from alignlab.errors import ConfigError, DataError
-from alignlab.rows import Row, RowSource, RowT, Split, as_row_type
+from alignlab.rows import FreshRows, Row, RowSource, RowT, Split, rows_as
 
 Format = Callable[[Mapping[str, Any]], Row]
 Where = str | Path | Sequence[str | Path] | None
@@ -44,7 +44,7 @@ class Files:
         """(where, row | DataError) for every record: for readers that leave bad rows out."""
         for place in self.splits[split]:
             for where, record in self._records(place):
-                yield Located(where, _row(record, self.format, row_type))
+                yield from _rows(where, record, self.format, row_type)
 
     def fingerprint(self) -> str:
         """A hash of what the rows are read from: the files' content, not their names."""
@@ -117,7 +117,19 @@ def located_rows(source: RowSource, row_type: type[Any], split: Split) -> Iterat
         yield from source.located_rows(row_type, split)
         return
     for number, row in enumerate(source.rows(row_type, split), start=1):
-        yield Located(f"{type(source).__name__}[{split}], row {number}", _row(row, lambda made: made, row_type))
+        yield from _rows(f"{type(source).__name__}[{split}], row {number}", row, _as_made, row_type)
+
+
+def located_fresh_rows(
+    source: FreshRows, row_type: type[Any], *, step: int, batch_size: int, seed: int
+) -> list[Located]:
+    """(where, row | DataError) of one step of a stream. DataError unless that is `batch_size` rows."""
+    name = f"{type(source).__name__}, step {step}"
+    made = source.fresh_rows(row_type, step=step, batch_size=batch_size, seed=seed)
+    located = [one for i, row in enumerate(made) for one in _rows(f"{name}, row {i}", row, _as_made, row_type)]
+    if len(located) != batch_size:
+        raise DataError(f"{name}: {len(located)} rows of {row_type.__name__}, expected {batch_size} (data.batch_size)")
+    return located
 
 
 def raise_errors(located: Iterator[Located]) -> Iterator[Any]:
@@ -128,15 +140,21 @@ def raise_errors(located: Iterator[Located]) -> Iterator[Any]:
         yield value
 
 
-def _row(record: Any, format: Callable[[Any], Row], row_type: type[Any]) -> Any:
+def _rows(where: str, record: Any, format: Callable[[Any], Row], row_type: type[Any]) -> list[Located]:
+    """The rows that a record serves as (see `rows.rows_as`), or its error."""
     if isinstance(record, DataError):
-        return record
+        return [Located(where, record)]
     try:
-        return as_row_type(check_row(format(record)), row_type)
+        return [Located(where, row) for row in rows_as(check_row(format(record)), row_type)]
     except DataError as error:
-        return error
+        return [Located(where, error)]
     except KeyError as error:  # a format of one's own that takes record["name"] as it comes
-        return DataError(f"field {error}: missing, the row has {', '.join(map(repr, record))}")
+        missing = f"field {error}: missing, the row has {', '.join(map(repr, record))}"
+        return [Located(where, DataError(missing))]
+
+
+def _as_made(row: Row) -> Row:
+    return row
 
 
 def _as_list(where: Where) -> list[str]:

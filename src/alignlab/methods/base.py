@@ -63,7 +63,7 @@ class Method(L.LightningModule):
         raise TypeError(f"{type(self).__name__} must say which modules it trains")
 
     def count(self, batch: Any) -> Tensor:
-        """The denominator of `compute`'s mean: scored tokens or pairs."""
+        """The denominator of `compute`'s mean: scored tokens, or the weight of the pairs."""
         raise TypeError(f"{type(self).__name__} must say what its loss is a mean over")
 
     def compute(self, batch: Any) -> LossOutput:
@@ -88,8 +88,12 @@ class Method(L.LightningModule):
         """Undo of `method_state`."""
 
     # -- plan and optimizer --------------------------------------------------------------------------------------
-    def num_steps(self, steps_per_epoch: int) -> int:
-        """Training batches of the whole run."""
+    def num_steps(self, steps_per_epoch: int | None) -> int:
+        """Training batches of the whole run; `steps_per_epoch` is None where there are no epochs."""
+        if steps_per_epoch is None:
+            if self.max_steps is None:
+                raise ConfigError("the source makes fresh rows at each step: set method.max_steps")
+            return self.max_steps
         by_epochs = round(self.epochs * steps_per_epoch)
         if self.max_steps is None and self.epochs > 0 and by_epochs == 0:
             raise ConfigError(
@@ -143,7 +147,8 @@ class Method(L.LightningModule):
             group["lr"] = lr
         counts = [count(micro).to(self.device, torch.float64) for micro in micro_batches]
         local = torch.stack(counts).sum() if counts else torch.zeros((), device=self.device, dtype=torch.float64)
-        total = self.sum_over_processes(local).clamp(min=1)
+        total = self.sum_over_processes(local)
+        total = torch.where(total > 0, total, 1.0)  # a sum of weights may lie below 1; nothing to count is no 0 / 0
         metrics: dict[str, Tensor] = {}
         suspects: list[Any] = []
         for micro, own in zip(micro_batches, counts, strict=True):
@@ -233,7 +238,7 @@ class Method(L.LightningModule):
 
     def reduce_evaluation(self, totals: dict[str, float]) -> dict[str, float]:
         """Metrics from the sums of `evaluate_batch` over the split; the default divides each by `count`."""
-        count = max(totals["count"], 1.0)
+        count = totals["count"] or 1.0
         return {name: value / count for name, value in totals.items() if name != "count"}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ from alignlab.rows import PreferenceRow
 
 
 class DPO(Method):
-    """Any `PreferenceLoss` on summed log-probs of chosen and rejected replies.
+    """Any `PreferenceLoss` on summed log-probs of chosen and rejected replies; soft labels and weights of pairs count.
 
     `reference` says how log pi_ref is had; it is always the model that training starts from:
       adapter_off  the policy with its new adapter off (needs an adapter; no second copy of the weights)
@@ -54,6 +53,11 @@ class DPO(Method):
         cache_folder: str | Path | None = None,
     ) -> None:
         super().__init__(lr=lr, optimizer=optimizer, epochs=epochs, max_steps=max_steps)
+        if not isinstance(loss, PreferenceLoss):
+            raise ConfigError(
+                f"method.loss: {type(loss).__name__} is no loss of pairs of replies, which method=dpo trains on; "
+                "choose method/loss=dpo or another one of pairs, or method=kto for single replies"
+            )
         if reference == "cached" and cache_folder is None:
             raise ConfigError("method.reference=cached: needs cache_folder, where the log-probs are kept")
         self.policy = policy
@@ -70,13 +74,7 @@ class DPO(Method):
         return [self.policy]
 
     def before_training(self, data: Any) -> None:
-        num_processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if self.loss.batch_coupled and (self.micro_batch_size is not None or num_processes > 1):
-            raise ConfigError(
-                f"hardware.micro_batch_size={self.micro_batch_size}, {num_processes} processes: "
-                f"{type(self.loss).__name__} couples the pairs of a batch, so cutting the batch would change it; "
-                "use one process, micro_batch_size=null and a smaller data.batch_size"
-            )
+        refuse_cut_batches(self.loss, self.micro_batch_size)
         if self.cache is not None:
             precision = self._trainer.precision_plugin if self._trainer is not None else None
             with precision.forward_context() if precision is not None else nullcontext():
@@ -88,7 +86,7 @@ class DPO(Method):
         return self.reference
 
     def count(self, batch: PreferenceBatch) -> Tensor:
-        return torch.tensor(len(batch.rows))
+        return batch.total_weight
 
     def compute(self, batch: PreferenceBatch) -> LossOutput:
         return self._loss_of(batch, "train")
@@ -103,13 +101,12 @@ class DPO(Method):
             reference = pair_logprobs(self.reference(batch.sequences), out.mask)
         else:
             reference = None
-        return self.loss(policy, reference)
+        return self.loss(policy, reference, preference=batch.preference, weight=batch.weight)
 
     def evaluate_batch(self, batch: PreferenceBatch, split: str) -> dict[str, Tensor]:
         loss, metrics = self._loss_of(batch, split)
-        num_pairs = len(batch.rows)
-        sums = {name: value.double() * num_pairs for name, value in {"loss": loss, **metrics}.items()}
-        return {**sums, "count": torch.tensor(float(num_pairs), device=loss.device)}
+        count = batch.total_weight
+        return {**{name: value.double() * count for name, value in {"loss": loss, **metrics}.items()}, "count": count}
 
 
 def pair_logprobs(logprobs: Tensor, mask: Tensor) -> PairLogprobs:
@@ -118,6 +115,17 @@ def pair_logprobs(logprobs: Tensor, mask: Tensor) -> PairLogprobs:
     chosen, rejected = logprobs.sum(-1).chunk(2)
     chosen_length, rejected_length = mask.sum(-1).chunk(2)
     return PairLogprobs(chosen, rejected, chosen_length, rejected_length)
+
+
+def refuse_cut_batches(loss: Any, micro_batch_size: int | None) -> None:
+    """ConfigError if `loss` couples what is in a batch, and micro-batches or processes would cut the batch."""
+    num_processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if loss.batch_coupled and (micro_batch_size is not None or num_processes > 1):
+        raise ConfigError(
+            f"hardware.micro_batch_size={micro_batch_size}, {num_processes} processes: {type(loss).__name__} couples "
+            "the rows of a batch, so cutting the batch would change it; use one process, micro_batch_size=null and a "
+            "smaller data.batch_size"
+        )
 
 
 def make_reference(policy: Policy, kind: str) -> AdapterOff | FrozenCopy:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from alignlab.errors import ConfigError
 from alignlab.models.digest import weights_digest
 from alignlab.models.policy import Policy
 
@@ -32,8 +33,13 @@ class ReferenceCache:
     def fill(self, data: Any, *, precision: str) -> None:
         """Read the sums of all splits, computing what is not on disk (rank 0 computes, the others wait).
 
-        Called with the starting weights, in the precision that the policy is trained in.
+        Called with the starting weights, in the precision that the policy is trained in. ConfigError for a stream.
         """
+        if data.stream is not None:
+            raise ConfigError(
+                "method.reference=cached: the source makes fresh rows at each step, none can be scored beforehand; "
+                "set method.reference=copy, or adapter_off where there is an adapter"
+            )
         weights = weights_digest(self._policy)
         is_writer = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
         for split in SPLITS:

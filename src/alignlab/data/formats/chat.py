@@ -4,7 +4,7 @@ from alignlab.data.checks import check_reply, show
 from alignlab.data.formats import fields
 from alignlab.data.formats.fields import Record
 from alignlab.errors import DataError
-from alignlab.rows import PreferenceRow, PromptRow, SFTRow
+from alignlab.rows import PreferenceRow, PromptRow, SFTRow, UnpairedRow
 
 
 def demonstration(record: Record, *, messages: str = "messages") -> SFTRow:
@@ -14,17 +14,33 @@ def demonstration(record: Record, *, messages: str = "messages") -> SFTRow:
 
 
 def preference(
-    record: Record, *, prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected"
+    record: Record,
+    *,
+    prompt: str = "prompt",
+    chosen: str = "chosen",
+    rejected: str = "rejected",
+    preference: str | None = None,
+    weight: str | None = None,
 ) -> PreferenceRow:
     """Two dialogues that differ in the last turn, or a list of messages as prompt and the two last turns (text or a
-    list of one message)."""
+    list of one message). `preference` and `weight` as in `plain.preference`."""
+    label = fields.label(record, preference, weight)
     if prompt in record and not isinstance(record[prompt], str):
         turns = fields.messages(record, prompt)
-        return PreferenceRow(turns, _last_turn(record, chosen), _last_turn(record, rejected))
+        return PreferenceRow(turns, _last_turn(record, chosen), _last_turn(record, rejected), *label)
     chosen_prompt, chosen_reply = fields.dialogue(record, chosen)
     rejected_prompt, rejected_reply = fields.dialogue(record, rejected)
     fields.same_prompt(chosen_prompt, rejected_prompt)
-    return PreferenceRow(chosen_prompt, chosen_reply, rejected_reply)
+    return PreferenceRow(chosen_prompt, chosen_reply, rejected_reply, *label)
+
+
+def unpaired(
+    record: Record, *, prompt: str = "prompt", response: str = "response", desirable: str = "desirable"
+) -> UnpairedRow:
+    """A list of messages, the turn of the assistant that follows (text or a list of one message), and whether that is
+    desirable."""
+    turns, answer = fields.messages(record, prompt), _last_turn(record, response)
+    return UnpairedRow(turns, answer, fields.truth(record, desirable))
 
 
 def prompt(record: Record, *, messages: str = "messages") -> PromptRow:

@@ -1,15 +1,19 @@
-"""Reading one field of a record: present, of the right type, never converted."""
+"""Reading one field of a record: present, of the right type, never converted (csv may spell a number as text)."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
-from alignlab.data.checks import check_messages, check_reply, check_text
+from alignlab.data.checks import check_messages, check_probability, check_reply, check_text, check_weight, show
 from alignlab.errors import DataError
 from alignlab.rows import Message
 
 Record = Mapping[str, Any]
 """One decoded line of a file."""
+
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
+_TRUTHS = {**dict.fromkeys((1, "1", "true", "True"), True), **dict.fromkeys((0, "0", "false", "False"), False)}
 
 
 def get(record: Record, field: str) -> Any:
@@ -48,6 +52,30 @@ def dialogue(record: Record, field: str) -> tuple[tuple[Message, ...], str]:
             "expected a request and then the assistant's reply"
         )
     return turns[:-1], check_reply(last["content"], f"{field}[{len(turns) - 1}].content")
+
+
+def label(record: Record, preference: str | None, weight: str | None) -> tuple[float, float]:
+    """(preference, weight) of a pair from the fields of these names, each 1 where none is named.
+
+    A number from 0 to 1 and a positive one, or the text of such numbers, which is all that csv can hold.
+    """
+    return (
+        1.0 if preference is None else check_probability(_number(get(record, preference)), preference),
+        1.0 if weight is None else check_weight(_number(get(record, weight)), weight),
+    )
+
+
+def truth(record: Record, field: str) -> bool:
+    """true or false, also as 1 or 0 and as the text of these."""
+    value = get(record, field)
+    if isinstance(value, bool | int | str) and value in _TRUTHS:
+        return _TRUTHS[value]
+    raise DataError(f"field {field!r}: got {show(value)}, expected true or false (or 1 or 0)")
+
+
+def _number(value: Any) -> Any:
+    """The number that a text spells in full; anything else as it is, to be refused by whoever checks it."""
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
 def user(content: str) -> tuple[Message, ...]:

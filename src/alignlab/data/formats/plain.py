@@ -3,14 +3,31 @@ a space between them has to be in one of the two (in the reply, where tokenizers
 
 from alignlab.data.formats import fields
 from alignlab.data.formats.fields import Record
-from alignlab.rows import PreferenceRow, PromptRow, SFTRow
+from alignlab.rows import PreferenceRow, PromptRow, SFTRow, UnpairedRow
 
 
 def preference(
-    record: Record, *, prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected"
+    record: Record,
+    *,
+    prompt: str = "prompt",
+    chosen: str = "chosen",
+    rejected: str = "rejected",
+    preference: str | None = None,
+    weight: str | None = None,
 ) -> PreferenceRow:
-    """Two replies to one prompt; the arguments name the fields."""
-    return PreferenceRow(fields.text(record, prompt), fields.reply(record, chosen), fields.reply(record, rejected))
+    """Two replies to one prompt; the arguments name the fields. `preference` (the probability that `chosen` is the
+    better one) and `weight` are read where they are named; else the label is certain and pairs count alike."""
+    label = fields.label(record, preference, weight)
+    return PreferenceRow(
+        fields.text(record, prompt), fields.reply(record, chosen), fields.reply(record, rejected), *label
+    )
+
+
+def unpaired(
+    record: Record, *, prompt: str = "prompt", response: str = "response", desirable: str = "desirable"
+) -> UnpairedRow:
+    """A prompt, a reply, and whether the reply is desirable; the arguments name the fields."""
+    return UnpairedRow(fields.text(record, prompt), fields.reply(record, response), fields.truth(record, desirable))
 
 
 def demonstration(record: Record, *, prompt: str = "prompt", response: str = "response") -> SFTRow:

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from alignlab.errors import ConfigError, DataError
-from alignlab.rows import PreferenceRow, PromptRow, Row, RowT, SFTRow, Split
+from alignlab.rows import PreferenceRow, PromptRow, Row, RowT, SFTRow, Split, UnpairedRow
 from alignlab.worlds.text.gold import GoldReward
 from alignlab.worlds.text.lexicon import (
     CLOSINGS,
@@ -104,7 +104,8 @@ class TextWorld:
     """`RowSource` of the text world. Validation and test have `num_validation` and `num_test` rows of any type.
 
     The two replies of a preference differ by at least `min_gap` in gold reward and are labelled by Bradley-Terry:
-    P(the better one is chosen) = sigmoid(gap / label_temperature), in every split; 0 never errs.
+    P(the better one is chosen) = sigmoid(gap / label_temperature), in every split; 0 never errs. An unpaired row is one
+    of the two replies of such a preference, picked by a coin (chosen: desirable); there are as many as preferences.
     ConfigError for a number out of range.
     """
 
@@ -124,7 +125,12 @@ class TextWorld:
         self.label_temperature = label_temperature
         self.min_gap = min_gap
         self._gold = GoldReward()
-        self._num_train = {SFTRow: num_sft, PreferenceRow: num_preferences, PromptRow: num_prompts}
+        self._num_train = {
+            SFTRow: num_sft,
+            PreferenceRow: num_preferences,
+            UnpairedRow: num_preferences,
+            PromptRow: num_prompts,
+        }
         self._num_held_out = {"validation": num_validation, "test": num_test}
         _check("num_sft", num_sft, 1, math.inf)
         _check("num_preferences", num_preferences, 1, math.inf)
@@ -138,7 +144,12 @@ class TextWorld:
         """The rows of `row_type` of one split; prompts repeat only where the split has fewer prompts than rows."""
         prompts = list(asks(split))
         Random(f"{self.seed}/{split}").shuffle(prompts)
-        writers = {SFTRow: self._sft_row, PreferenceRow: self._preference_row, PromptRow: self._prompt_row}
+        writers = {
+            SFTRow: self._sft_row,
+            PreferenceRow: self._preference_row,
+            UnpairedRow: self._unpaired_row,
+            PromptRow: self._prompt_row,
+        }
         if row_type not in writers:
             allowed = ", ".join(known.__name__ for known in writers)
             raise DataError(f"text world: no rows of type {row_type.__name__}; it has {allowed}")
@@ -169,6 +180,10 @@ class TextWorld:
                 break
         errs = self.label_temperature > 0 and rng.random() > 1 / (1 + math.exp(-gap / self.label_temperature))
         return PreferenceRow(prompt, worse, better) if errs else PreferenceRow(prompt, better, worse)
+
+    def _unpaired_row(self, rng: Random, prompt: str, topic: Topic) -> UnpairedRow:
+        pair, desirable = self._preference_row(rng, prompt, topic), rng.random() < 0.5
+        return UnpairedRow(prompt, pair.chosen if desirable else pair.rejected, desirable)
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
