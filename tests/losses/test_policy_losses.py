@@ -167,3 +167,62 @@ def test_impossible_settings_are_config_errors(clip_range):
             loss(clip_range)
     with pytest.raises(ConfigError, match="entropy_coefficient"):
         PPOPolicyLoss(0.2, entropy_coefficient=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected", "gradient"),
+    [
+        (1.25, 2.0, -2.5, -2.5),  # above 1.2, below 1.28: an unlikely good token may rise further
+        (1.5, 2.0, -2.56, 0.0),  # clipped to 1.28
+        (0.5, -2.0, 1.6, 0.0),  # the lower bound stays at 0.8
+        (0.85, -2.0, 1.7, 1.7),
+    ],
+)
+def test_clip_higher_worked_by_hand(ratio, advantage, expected, gradient):
+    logprobs = cell(math.log(ratio)).requires_grad_()
+    loss, metrics = PPOPolicyLoss(0.2, clip_range_high=0.28)(logprobs, cell(0.0), cell(advantage), ONE)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected) and logprobs.grad.item() == pytest.approx(gradient)
+    assert metrics["clip_fraction"] == float(not 0.8 <= ratio <= 1.28)
+
+
+def test_without_a_bound_of_its_own_the_clip_is_symmetric():
+    new, old, advantages = (torch.randn(SHAPE).double() for _ in range(3))
+    plain = PPOPolicyLoss(0.2)(new, old, advantages, MASK)
+    same = PPOPolicyLoss(0.2, clip_range_high=0.2)(new, old, advantages, MASK)
+    assert plain.loss == same.loss and plain.metrics == same.metrics and PPOPolicyLoss(0.2).clip_range_high == 0.2
+    with pytest.raises(ConfigError, match="clip_range_high"):
+        PPOPolicyLoss(0.2, clip_range_high=0.0)
+
+
+def test_weights_worked_by_hand():
+    """Three counted tokens at ratio 1: the loss is -(2 * 1 + 0.5 * 4 + 0 * 7) / 3, and / 10 for a step of 10 tokens."""
+    mask = torch.tensor([[True, True, True, False]])
+    advantages = torch.tensor([[1.0, 4.0, 7.0, math.nan]]).double()
+    weights = torch.tensor([[2.0, 0.5, 0.0, math.nan]]).double().requires_grad_()
+    logprobs = torch.zeros(1, 4).double().requires_grad_()
+    loss = PPOPolicyLoss(0.2)
+    out = loss(logprobs, torch.zeros(1, 4).double(), advantages, mask, weights=weights)
+    out.loss.backward()
+    assert out.loss.item() == pytest.approx(-4 / 3)
+    assert_close(logprobs.grad, torch.tensor([[-2.0, -2.0, 0.0, 0.0]]).double() / 3)
+    assert weights.grad is None  # constants
+    step = loss(logprobs, torch.zeros(1, 4).double(), advantages, mask, weights=weights, normalizer=10)
+    assert step.loss.item() == pytest.approx(-0.4)
+
+
+def test_weights_reach_the_entropy_bonus_and_no_metric():
+    new, old, advantages, entropy = (torch.randn(SHAPE).double() for _ in range(4))
+    loss = PPOPolicyLoss(0.2, entropy_coefficient=0.3)
+    plain = loss(new, old, advantages, MASK, entropy=entropy)
+    double = loss(new, old, advantages, MASK, entropy=entropy, weights=torch.full(SHAPE, 2.0).double())
+    assert_close(double.loss, 2 * plain.loss)
+    assert double.metrics == plain.metrics
+
+
+def test_no_weight_leaks_from_uncounted_places():
+    new, entropy = (torch.randn(SHAPE).masked_fill(~MASK, math.nan).requires_grad_() for _ in range(2))
+    old, advantages, weights = (torch.rand(SHAPE).masked_fill(~MASK, math.nan) for _ in range(3))
+    loss = PPOPolicyLoss(0.2, entropy_coefficient=0.1)(new, old, advantages, MASK, entropy=entropy, weights=weights)
+    loss.loss.backward()
+    assert torch.isfinite(loss.loss) and torch.isfinite(new.grad).all() and torch.isfinite(entropy.grad).all()

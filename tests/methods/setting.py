@@ -14,19 +14,26 @@ from alignlab.losses.policy import PPOPolicyLoss, ValueLoss
 from alignlab.losses.preference import DPOLoss
 from alignlab.losses.reward import BradleyTerryLoss
 from alignlab.losses.sft import SFTLoss
+from alignlab.losses.unpaired import KTOLoss
 from alignlab.methods.base import Method
+from alignlab.methods.baselines import GroupMean, GroupStandardized, LeaveOneOut, RunningMean
 from alignlab.methods.checkpoint import Checkpointer, newest_checkpoint
-from alignlab.methods.controllers import AdaptiveKL, KLAdaptiveLR
+from alignlab.methods.controllers import AdaptiveKL, FixedKL, KLAdaptiveLR
 from alignlab.methods.dpo import DPO
+from alignlab.methods.kl_penalty import KLPenalty
+from alignlab.methods.kto import KTO
+from alignlab.methods.online_dpo import OnlineDPO
 from alignlab.methods.optimization import AdamW
+from alignlab.methods.policy_gradient import PolicyGradient
 from alignlab.methods.ppo import PPO
 from alignlab.methods.reward import Reward
 from alignlab.methods.sft import SFT
 from alignlab.models.adapters import LoRA, NoAdapter
 from alignlab.models.source import ModelSource
-from alignlab.rows import PreferenceRow, PromptRow, Split, as_row_type
+from alignlab.rows import PreferenceRow, PromptRow, Split, rows_as
 from tests.tiny_models import make_peaky, tiny_architecture, tiny_tokenizer
 
+ROLLOUT_METHODS = ("rloo", "grpo", "dr_grpo", "dapo", "reinforce", "online_dpo")
 WORDS = ("red", "blue", "a cat", "the dog sat", "no", "yes sir", "one two three", "ok")
 
 
@@ -40,7 +47,8 @@ class Rows:
             row = PreferenceRow(
                 f"{split} {i}: {word}?", f" yes {word}"[: 4 + i % 9], f" no, not {word} at all"[: 5 + i % 7]
             )
-            yield as_row_type(row, row_type)
+            served = rows_as(row, row_type)
+            yield served[i % len(served)]  # of a pair as unpaired rows: now the chosen reply, now the rejected one
 
 
 def letter_reward(prompts: Any, responses: Any) -> torch.Tensor:
@@ -48,9 +56,35 @@ def letter_reward(prompts: Any, responses: Any) -> torch.Tensor:
     return torch.tensor([float(min(reply.count("e"), 3)) for reply in responses])
 
 
-def make_data(row_type: Any, *, batch_size: int = 6, seed: int = 0) -> DataModule:
+def policy_gradient(name: str) -> dict[str, Any]:
+    """What conf/method/<name>.yaml says, small; a fresh baseline, for one of them remembers."""
+    in_reward = KLPenalty(where="reward", estimator="k1", per="sequence")
+    in_loss = KLPenalty(where="loss", estimator="k3", per="token")
+    common = {"reward": letter_reward, "max_new_tokens": 8, "policy_loss": PPOPolicyLoss(0.2), "group_size": 3}
+    own: dict[str, dict[str, Any]] = {
+        "rloo": {"baseline": LeaveOneOut(), "normalize": "sum", "kl_penalty": in_reward},
+        "grpo": {"baseline": GroupStandardized(), "normalize": "sequence", "kl_penalty": in_loss},
+        "dr_grpo": {"baseline": GroupMean(), "normalize": "constant", "kl_penalty": in_reward},
+        "dapo": {
+            "baseline": GroupStandardized(),
+            "normalize": "token",
+            "kl_penalty": in_loss,
+            "minibatch_size": 5,
+            "policy_loss": PPOPolicyLoss(0.2, clip_range_high=0.28),
+        },
+        "reinforce": {
+            "baseline": RunningMean(decay=0.9),
+            "normalize": "sum",
+            "kl_penalty": in_reward,
+            "group_size": 1,
+        },
+    }
+    return common | {"kl": FixedKL(coefficient=0.0 if name in ("dr_grpo", "dapo") else 0.05)} | own[name]
+
+
+def make_data(row_type: Any, *, source: Any = None, batch_size: int = 6, seed: int = 0) -> DataModule:
     data = DataModule(
-        source=Rows(),
+        source=source or Rows(),
         tokenizer=tiny_tokenizer(),
         row_type=row_type,
         stop_token_ids=(2,),
@@ -68,17 +102,26 @@ def source(kind: str = "llama", *, dropout: float = 0.0) -> ModelSource:
 
 
 def make_method(name: str, *, adapter: Any = None, dropout: float = 0.0, **settings: Any) -> Method:
-    """`name` is sft, reward, dpo or ppo; peaky starting weights, so that a wrong shift is not hidden."""
+    """`name` is sft, reward, dpo, kto, ppo or one of ROLLOUT_METHODS; peaky starting weights, so that a wrong shift
+    is not hidden."""
     adapter = adapter or NoAdapter()
     common: dict[str, Any] = {"lr": 1e-3, "optimizer": AdamW(schedule="linear", warmup=0.2), "epochs": 2}
     if name == "reward":
-        return Reward(source(dropout=dropout).load_reward_model(adapter), loss=BradleyTerryLoss(), **common | settings)
+        model = source(dropout=dropout).load_reward_model(adapter)
+        return Reward(model, **common | {"loss": BradleyTerryLoss()} | settings)
     policy = source(dropout=dropout).load_policy(adapter)
     make_peaky(policy.model, 3.0)
     if name == "sft":
         return SFT(policy, loss=SFTLoss(), **common | settings)
     if name == "dpo":
         return DPO(policy, **common | {"loss": DPOLoss(beta=0.1)} | settings)
+    if name == "online_dpo":
+        online: dict[str, Any] = {"reward": letter_reward, "max_new_tokens": 8, "labels": "best", "kl_coefficient": 0.1}
+        return OnlineDPO(policy, **common | online | {"loss": DPOLoss(beta=0.1)} | settings)
+    if name in ROLLOUT_METHODS:
+        return PolicyGradient(policy, **common | policy_gradient(name) | settings)
+    if name == "kto":
+        return KTO(policy, **common | {"loss": KTOLoss(beta=0.1)} | settings)
     ppo: dict[str, Any] = {
         "reward": letter_reward,
         "kl": AdaptiveKL(coefficient=0.05, target=2.0, horizon=50),

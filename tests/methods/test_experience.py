@@ -3,8 +3,17 @@
 import pytest
 import torch
 
-from alignlab.batches import IGNORE, Rollout, Sequences
-from alignlab.methods.experience import Experience, Judged, rollout_metrics, rollout_sums, token_rewards
+from alignlab.batches import IGNORE, PromptBatch, Rollout, Sequences
+from alignlab.methods.experience import (
+    Experience,
+    Judged,
+    minibatches,
+    repeated,
+    rollout_metrics,
+    rollout_sums,
+    split,
+    token_rewards,
+)
 
 
 def experience(mask: torch.Tensor) -> Experience:
@@ -35,13 +44,30 @@ def test_an_empty_reply_gets_no_score():
 
 def test_minibatches_hold_every_reply_once_in_an_order_of_the_generator():
     whole = experience(torch.ones(10, 4, dtype=torch.bool))
-    parts = list(whole.minibatches(4, torch.Generator().manual_seed(0)))
+    parts = list(minibatches(whole, 4, torch.Generator().manual_seed(0)))
     assert [len(part.rows) for part in parts] == [3, 3, 2, 2]
     assert sorted(torch.cat([part.rows for part in parts]).tolist()) == list(range(10))
-    again = list(whole.minibatches(4, torch.Generator().manual_seed(0)))
+    again = list(minibatches(whole, 4, torch.Generator().manual_seed(0)))
     assert all(torch.equal(a.rows, b.rows) for a, b in zip(parts, again, strict=True))
     for part in parts:
         torch.testing.assert_close(part.values, whole.values[part.rows])
+
+
+def test_micro_batches_come_in_order_with_all_that_a_reply_has():
+    """Per-token tensors lose columns, one number per reply does not, and what is not there stays away."""
+    whole = experience(torch.ones(5, 4, dtype=torch.bool))._replace(values=None, weights=torch.arange(5.0))
+    parts = list(split(whole, 2))
+    assert [part.rows.tolist() for part in parts] == [[0, 1], [2, 3], [4]]
+    assert all(torch.equal(part.weights, part.rows.float()) and part.values is None for part in parts)
+    torch.testing.assert_close(torch.cat([part.advantages for part in parts]), whole.advantages)
+
+
+def test_the_replies_to_one_prompt_are_a_contiguous_group():
+    ids = torch.tensor([[1, 2], [3, 4]])
+    batch = repeated(PromptBatch(ids, ids > 1, torch.tensor([7, 8]), ("a", "b")), 3)
+    assert batch.rows.tolist() == [7, 7, 7, 8, 8, 8] and batch.prompts == ("a", "a", "a", "b", "b", "b")
+    assert batch.input_ids.tolist() == [[1, 2]] * 3 + [[3, 4]] * 3
+    assert torch.equal(batch.attention_mask, batch.input_ids > 1)
 
 
 def test_columns_that_are_padding_everywhere_are_cut_from_all_tensors_alike():

@@ -5,6 +5,7 @@ import torch
 
 from alignlab.batches import IGNORE
 from alignlab.kernels.masked import masked_whiten
+from alignlab.methods.experience import minibatches
 from alignlab.methods.ppo import PPO
 from alignlab.models.critic import Critic
 from tests.methods.setting import PROMPT_ROW, letter_reward, lora, make_data, make_method
@@ -21,7 +22,7 @@ def test_the_first_ratio_is_one(temperature: float, critic: str):
     method = make_method("ppo", temperature=temperature, critic=critic)
     batch, rollout = rollout_of(method)
     experience, metrics = method.collect(rollout, batch.rows)
-    for minibatch in experience.minibatches(3, torch.Generator().manual_seed(0)):
+    for minibatch in minibatches(experience, 3, torch.Generator().manual_seed(0)):
         with torch.no_grad():
             out = method.policy(minibatch.sequences, temperature=temperature)
         ratio = (out.logprobs - minibatch.logprobs)[minibatch.mask].exp()

@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from alignlab.errors import AlignlabError
+from alignlab.methods.base import Method
 from alignlab.methods.checkpoint import newest_checkpoint, read_checkpoint, write_checkpoint
-from tests.methods.setting import fit, lora, make_method, trained
+from alignlab.rows import PreferenceRow
+from tests.data.test_streams import Stream
+from tests.methods.setting import ROLLOUT_METHODS, fit, lora, make_data, make_method, trained
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "kto", "ppo", *ROLLOUT_METHODS])
 def test_a_killed_run_goes_on_to_the_same_bits(name: str, tmp_path: Path):
     """Dropout is on where the method allows it, so the random state matters; 8 batches, killed before 3, 4 and 7."""
-    settings = {"dropout": 0.0 if name == "ppo" else 0.1}
+    settings = {"dropout": 0.0 if name in ("ppo", *ROLLOUT_METHODS) else 0.1}
     whole = fit(make_method(name, **settings), tmp_path / "whole")
     for kill_at in (3, 4, 7):
         fit(make_method(name, **settings), tmp_path / "killed", kill_at=kill_at)
@@ -24,6 +27,19 @@ def test_a_killed_run_goes_on_to_the_same_bits(name: str, tmp_path: Path):
     assert resumed.method_state() == whole.method_state()
     metrics = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "killed")]
     assert metrics[0] == metrics[1]
+
+
+def test_a_stream_goes_on_where_it_stopped(tmp_path: Path):
+    def go_on(folder: Path, kill_at: int | None = None) -> Method:
+        data = make_data(PreferenceRow, source=Stream())
+        return fit(make_method("dpo", dropout=0.1, max_steps=6), folder, data=data, kill_at=kill_at)
+
+    whole = go_on(tmp_path / "whole")
+    go_on(tmp_path / "killed", kill_at=4)
+    resumed = go_on(tmp_path / "killed")
+    assert resumed.completed_steps == 6
+    assert all(torch.equal(value, trained(resumed)[name]) for name, value in trained(whole).items())
+    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "killed/metrics.jsonl").read_text()
 
 
 def test_checkpoints_fewer_than_steps_lose_steps_but_no_bits(tmp_path: Path):

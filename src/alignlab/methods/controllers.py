@@ -1,4 +1,4 @@
-"""What PPO steers by the measured KL: the penalty in the reward, and the learning rate.
+"""What is steered by the measured KL: the price of leaving the starting model, and the learning rate.
 
 `FixedKL` keeps the coefficient. `AdaptiveKL` is the proportional controller of Ziegler et al. 2019, section 2.2:
     error = clip(KL / target - 1, -0.2, 0.2);   coefficient *= 1 + error * n / horizon
@@ -14,7 +14,7 @@ from alignlab.errors import ConfigError
 
 
 class KLController(Protocol):
-    """Holds `coefficient`, the factor of the per-token KL penalty in the reward."""
+    """Holds `coefficient`, the price of a nat of KL in units of the reward."""
 
     coefficient: float
 

@@ -167,7 +167,11 @@ def _check_prompts(policy: Policy, prompts: PromptBatch, max_new_tokens: int) ->
         raise DataError(
             "prompts are padded on the right; generation needs left padding (the reply follows the last column)"
         )
-    longest = int(lengths.max())
+    check_room(policy, int(lengths.max()), max_new_tokens)
+
+
+def check_room(policy: Policy, longest: int, max_new_tokens: int) -> None:
+    """ConfigError if a prompt of `longest` tokens and a reply would pass the network's longest position."""
     limit = getattr(unwrapped(policy.model).config, "max_position_embeddings", None)
     if limit is not None and longest + max_new_tokens > limit:
         raise ConfigError(
