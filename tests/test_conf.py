@@ -17,7 +17,13 @@ NEEDS = {
     "model=random_gpt2": ["model.tokenizer=folder"],
     "model=distilbert": ["model.tokenizer=folder", "method=reward"],
     "model=deberta": ["model.tokenizer=folder", "method=reward"],
-    "method=ppo": ["method/reward=length"],
+    **{
+        f"method={name}": ["method/reward=length"]
+        for name in ("ppo", "rloo", "grpo", "dr_grpo", "dapo", "reinforce", "online_dpo")
+    },
+    "data=exact": ["model=exact"],
+    "method/reward=exact": ["model=exact", "data=exact"],
+    "task=study": ["task.study={_target_:alignlab.evaluate.studies.bandit.bandit,_partial_:true}"],
     "method/reward=lexicon": ["method.reward.path=file"],
     "method/reward=model": ["method.reward.path=folder"],
     "method/reward=regex": ["method.reward.pattern=a"],
@@ -57,8 +63,8 @@ def test_every_option_passes_the_preflight(option: str, planner: Planner):
 @pytest.mark.parametrize("task", [None, "evaluate"])
 def test_every_experiment_passes_the_preflight(experiment: str, task: str | None, planner: Planner):
     target = planner.target([f"experiments={experiment}", "paths.data=folder"])
-    if task is not None and target.kind == "table":
-        pytest.skip("a table is not evaluated")
+    if task is not None and target.kind in ("table", "study"):
+        pytest.skip("a table or a study is not evaluated")
     overrides = [f"experiments={experiment}", "paths.data=folder", *([f"task={task}"] if task else [])]
     assert faults(planner, overrides) == []
 

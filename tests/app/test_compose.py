@@ -54,6 +54,19 @@ def test_experiments_are_one_flat_group(toy):
     assert len(jobs) == 8 and jobs[0] == ("experiments=quickstart/dpo", "seed=0")
 
 
+def test_what_only_the_swept_options_have_waits_for_its_job(toy):
+    """Hydra composes what is fixed before it chooses what is swept: adapter.rank is there in one of them alone."""
+    composer = Composer(paths.roots())
+    typed = ["experiments=quickstart/dpo,quickstart/sft", "adapter.rank=4", "+method.names=[a, b]", "seed=0,1"]
+    said = composer.launchable(typed)
+    assert said == [typed[0], "adapter.rank=choice(4)", "+method.names=choice([a, b])", typed[3]]
+    assert composer.expand(said) == composer.expand(typed)
+    fixed = ["experiments=quickstart/dpo", "adapter.rank=4,8", "method.loss.beta=0.3"]
+    assert composer.launchable(fixed) == fixed  # nothing is chosen by the sweep: as typed
+    quoted = ["adapter=none,lora", "name='it\\'s, really'"]
+    assert composer.expand(composer.launchable(quoted)) == composer.expand(quoted)
+
+
 def test_an_experiment_that_forgot_its_package_fails_loudly(toy):
     (toy.root / "experiments" / "lost.yaml").write_text("defaults: [{override /method: dpo}]\nseed: 3\n")
     with pytest.raises(ConfigError):

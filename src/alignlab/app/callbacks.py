@@ -96,3 +96,31 @@ class Samples(Callback):
         # every process must agree on what is best, so every process hears the figures
         pl_module.validation_metrics.update(trainer.strategy.broadcast(chosen))
         pl_module.write_metrics(chosen)
+
+
+class ExactFigures(Callback):
+    """In an exact world: the policy's exact figures before the first step, then evenly spaced, and after the last.
+
+    `figures` are written to the metrics as exact/<name>. They cost a pass over all responses. A resumed run
+    (`start` > 0) has written its first ones already.
+    """
+
+    def __init__(self, figures: Callable[[], dict[str, float]], *, every: int, start: int = 0) -> None:
+        self._figures = figures
+        self._every = max(every, 1)
+        self._start = start
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(pl_module, Method) and self._start == 0:
+            self._write(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if isinstance(pl_module, Method):
+            step = pl_module.completed_steps
+            if step % self._every == 0 or step == pl_module.total_steps:
+                self._write(pl_module)
+
+    def _write(self, method: Method) -> None:
+        method.write_metrics({f"exact/{name}": value for name, value in self._figures().items()})

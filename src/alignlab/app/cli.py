@@ -92,7 +92,8 @@ class Job:
 def _launch(args: argparse.Namespace, asked: Asked) -> int:
     launch = uuid.uuid4().hex
     job = Job(asked.planner.roots, launch, asked.planner)
-    args = argparse.Namespace(**{**vars(args), "overrides": [*asked.hydra_overrides, *asked.overrides]})
+    said = asked.planner.composer.launchable(asked.overrides) if asked.is_sweep else asked.overrides
+    args = argparse.Namespace(**{**vars(args), "overrides": [*asked.hydra_overrides, *said]})
     broken = False
     with stop.stoppable():
         try:

@@ -194,6 +194,23 @@ class Composer:
             raise ConfigError(_first_line(error)) from None
         return [tuple(job) for batch in batches for job in batch]
 
+    def launchable(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides of a sweep as Hydra must be told them.
+
+        Hydra composes what is fixed before it chooses what is swept, and so refuses a setting that only the swept
+        options have (`-m experiments=a,b a.setting=1`). Said as a sweep over one value, it waits for its job.
+        """
+        if not any(self.is_choice(o) and o.is_sweep_override() for o in map(self.parse, overrides)):
+            return list(overrides)
+        said = []
+        for text in overrides:
+            override = self.parse(text)
+            waits = not (self.is_choice(override) or override.is_sweep_override() or override.is_delete())
+            key, _, value = text.partition("=")
+            one = f"{key}=choice({value})"
+            said.append(one if waits and self.expand([one]) == self.expand([text]) else text)
+        return said
+
     def compose(self, overrides: Sequence[str]) -> Composed:
         """The config of a list of overrides. ConfigError with one line where Hydra cannot compose it."""
         key = tuple(overrides)

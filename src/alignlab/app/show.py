@@ -52,7 +52,10 @@ def plan_sentence(targets: Sequence[Target]) -> str:
     return f"{len(targets)} target{'s' if len(targets) != 1 else ''}: {', '.join(parts)}"
 
 
-HEADLINES = ("test/gold_reward", "test/proxy_reward", "test/kl", "test/accuracy", "test/margin", "test/loss")
+HEADLINES = (
+    *("exact/share", "exact/regret", "exact/kl", "exact/reward"),
+    *("test/gold_reward", "test/proxy_reward", "test/kl", "test/accuracy", "test/margin", "test/loss"),
+)
 
 
 def headline(metrics: dict[str, Any], most: int = 4) -> str:

@@ -89,13 +89,13 @@ class Target:
 
     @property
     def kind(self) -> str:
-        """train | evaluate | table"""
+        """train | evaluate | table | study"""
         return str(OmegaConf.select(self.cfg, "task.kind"))
 
     @property
     def method(self) -> str | None:
-        """The option chosen in the group `method`; None for a table, which has none."""
-        return None if self.kind == "table" else self.choices.get("method")
+        """The option chosen in the group `method`; None for a table or a study, which have none."""
+        return None if self.kind in ("table", "study") else self.choices.get("method")
 
     @cached_property
     def name(self) -> str:

@@ -72,11 +72,33 @@ def make_data(cfg: DictConfig, folder: Path, source: Any, row_type: type) -> Any
         seed=cfg.seed,
         num_workers=cfg.hardware.num_workers,
     )
+    check_world(data)
     rank = rank_of_process()
     data.prepare(world_size=world_size(cfg), rank=rank)
     if rank == 0:
         report_data(data, folder)
     return data
+
+
+def world_of(data: Any) -> Any:
+    """The exact world that the rows come from; None where there is none."""
+    return getattr(data.source, "world", None)
+
+
+def check_world(data: Any) -> None:
+    """ConfigError where rows of an exact world would not be cut where its responses are."""
+    world = world_of(data)
+    if world is None:
+        return
+    from alignlab.worlds.exact import Script
+
+    expected = Script(world).prompt_length + world.max_length
+    if data.max_length != expected or data.max_new_tokens != world.max_length:
+        raise ConfigError(
+            f"data.max_length={data.max_length}, data.max_new_tokens={data.max_new_tokens}: the exact world's prompts "
+            f"have {expected - world.max_length} tokens and its responses up to {world.max_length}, so "
+            f"data.max_length must be {expected} and data.max_new_tokens {world.max_length}"
+        )
 
 
 def report_data(data: Any, folder: Path) -> None:
@@ -108,7 +130,7 @@ def make_trainer(
     """The Lightning trainer: one pass over the steps that are left, our own checkpoints and metrics."""
     import lightning as L
 
-    from alignlab.app.callbacks import Progress, Samples
+    from alignlab.app.callbacks import ExactFigures, Progress, Samples
     from alignlab.methods.checkpoint import Checkpointer
     from alignlab.methods.strategy import make_strategy
 
@@ -121,6 +143,9 @@ def make_trainer(
     sampler = make_sampler(cfg, method, data, "validation", cfg.task.samples.num_prompts)
     if validates and method.produces == "policy" and cfg.task.samples.num_prompts > 0:
         callbacks.append(Samples(folder, lambda: _pair(sampler())))
+    if world_of(data) is not None and cfg.task.exact_points > 0:
+        points = -(-method.total_steps // cfg.task.exact_points)
+        callbacks.append(ExactFigures(make_monitor(method, data), every=points, start=start))
     callbacks.append(
         Checkpointer(
             folder / "checkpoints",
@@ -196,6 +221,17 @@ def make_sampler(cfg: DictConfig, method: Any, data: Any, split: str, num_prompt
         )
 
     return sample
+
+
+def make_monitor(method: Any, data: Any) -> Callable[[], Metrics]:
+    """A function that gives the exact figures of what is trained; data of an exact world only."""
+    from alignlab.evaluate.exact import PolicyMonitor, RewardMonitor
+
+    if method.produces == "reward_model":
+        return RewardMonitor(world_of(data), method.reward_model)
+    loss: Any = getattr(method, "loss", None)
+    tau = loss.beta if getattr(loss, "optimum", None) == "ipo" else None
+    return PolicyMonitor(world_of(data), method.policy, method.live_reference(), ipo_tau=tau)
 
 
 def _pair(result: Any) -> tuple[Metrics, list[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""What building a target means: train, evaluate, or collect into a table. Wires the rooms together.
+"""What building a target means: train, evaluate, collect into a table, or work out a study. Wires the rooms together.
 
 Called by `build` with the config of the target (resolved, its needs' folders filled in), its run folder, and the
 target; returns the metrics that go into run.json. All heavy imports are inside functions: planning never pays for them.
@@ -17,10 +17,12 @@ from alignlab.app.training import (
     device_of,
     load_model,
     make_data,
+    make_monitor,
     make_sampler,
     make_trainer,
     rank_of_process,
     seed_everything,
+    world_of,
 )
 from alignlab.errors import ConfigError
 
@@ -78,6 +80,8 @@ def finish(cfg: DictConfig, folder: Path, method: Any, data: Any, trainer: Any, 
         trainer.test(method, datamodule=data, verbose=False)
     method.to(device)
     metrics: Metrics = dict(getattr(method, "test_metrics", {}))
+    if world_of(data) is not None and cfg.task.exact_points > 0:
+        metrics |= {f"exact/{name}": value for name, value in make_monitor(method, data)().items()}
     metrics["train/steps"] = float(method.completed_steps)
     metrics["tokens"] = float(method.total_tokens())
     if trainer.is_global_zero:
@@ -192,4 +196,25 @@ def table(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     return build_report(folder, runs, title=task.title, next_commands=list(task.next_commands), baseline=task.baseline)
 
 
-WORK: dict[str, Callable[[DictConfig, Path, Any], Metrics]] = {"train": train, "evaluate": evaluate, "table": table}
+# -- study ------------------------------------------------------------------------------------------------------
+def study(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
+    """Ask the study for its findings and write them down; it may read the runs of its needs."""
+    from hydra.utils import instantiate
+
+    from alignlab.report.study import build_study
+
+    seed_everything(cfg.seed)
+    task = cfg.task
+    runs = {name: [parent.folder for parent in parents] for name, parents in target.needs.items()}
+    tables, curves, metrics, notes = instantiate(task.study)(runs=runs)
+    next_commands = list(task.next_commands)
+    build_study(folder, title=task.title, tables=tables, curves=curves, notes=notes, next_commands=next_commands)
+    return metrics
+
+
+WORK: dict[str, Callable[[DictConfig, Path, Any], Metrics]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "table": table,
+    "study": study,
+}
