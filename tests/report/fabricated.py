@@ -123,6 +123,49 @@ def write_reward_model(runs: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+OPTIMUM = {"optimal_objective": 0.9, "optimal_reward": 1.5, "optimal_kl": 1.2}
+
+
+def exact_history(share: float, *, steps: int = 200, tau: float = 40.0) -> list[dict[str, Any]]:
+    """Metrics of a run whose share rises to `share`; the achievable improvement is 0.5."""
+    lines: list[dict[str, Any]] = []
+    for step in range(0, steps + 1, 10):
+        now = share * (1 - 2.718281828 ** (-step / tau)) / (1 - 2.718281828 ** (-steps / tau))
+        lines.append({"step": step, "exact/share": now, "exact/regret": 0.5 * (1 - now)})
+        lines.append({"step": step + 1, "train/loss": 1.0, "train/margin": step / 100})
+    return lines
+
+
+def write_exact(
+    runs: Path,
+    name: str,
+    *,
+    method: str,
+    share: float | None,
+    seed: int = 0,
+    kl: float = 1.0,
+    reward: float = 1.4,
+    seconds: float = 40.0,
+    config: dict[str, Any] | None = None,
+    history: list[dict[str, Any]] | None = None,
+    **figures: float,
+) -> Path:
+    """A training in an exact world, whose regret is 0.5 (1 - share); other exact figures by name."""
+    metrics = {"share": share, "regret": None if share is None else 0.5 * (1 - share), "reward": reward, "kl": kl}
+    return write_run(
+        runs / f"{name}-{seed:02d}cafe{seed:02d}",
+        config={"seed": seed, "method": {"lr": 0.001}, "needs": {"base": {"path": f"runs/exact-base-{seed:06d}"}}}
+        | (config or {}),
+        history=exact_history(share or 0.0) if history is None else history,
+        task="train",
+        method=method,
+        seed=seed,
+        wall_seconds=seconds,
+        metrics={"train/steps": 200.0, "test/loss": 0.6, "test/accuracy": 0.7}
+        | {f"exact/{figure}": value for figure, value in (metrics | OPTIMUM | figures).items()},
+    )
+
+
 def quickstart(runs: Path) -> dict[str, list[Path]]:
     """The runs of a whole path, the last of them over-optimised."""
 

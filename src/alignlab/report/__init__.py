@@ -1,1 +1,1 @@
-"""Reports from run folders: `alignlab.report.build.build_report`, and `alignlab.report.console.print_summary`."""
+"""Reports: `build.build_report` from run folders, `study.build_study` from findings; `console.print_summary`."""

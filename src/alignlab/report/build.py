@@ -1,27 +1,21 @@
 """`build_report`: run folders in, a folder with report.md, report.html, tables/ and figures/ out."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alignlab.errors import DataError
 from alignlab.report import contents, figures, tables
-from alignlab.report.document import (
-    Block,
-    Commands,
-    Heading,
-    Listing,
-    Paragraph,
-    Picture,
-    to_document_html,
-    to_document_markdown,
-)
+from alignlab.report.collect import EXACT
+from alignlab.report.document import Block, Commands, Heading, Listing, Paragraph, Picture, write_document
 from alignlab.report.hacking import find_warnings
+from alignlab.report.leaderboard import leaderboard_blocks, with_plain_names
 from alignlab.report.summary import Row, summarise
+from alignlab.report.tables import write_table
 
 HEADLINES = (
     *("gold_reward", "gold_reward_low", "gold_reward_high", "proxy_reward", "kl", "win_rate", "response_length"),
     *("distinct_2", "perplexity_reference", "eos_rate", "accuracy", "accuracy_low", "accuracy_high"),
+    *(f"{EXACT}{name}" for name in ("share", "share_low", "share_high", "regret", "ipo_share", "likelihood_gap")),
 )
 RULES = (
     "None of the rules fired: proxy reward above and gold reward below another policy's; or, with the reward above the "
@@ -41,8 +35,8 @@ def build_report(
     """Writes folder/report/ from finished run folders and returns the headline figures, `<row>/<figure>`.
 
     Args:
-        runs: need (base, sft, reward, dpo, ...) -> folders of evaluations, or of trained reward models. Folders of
-            one need that differ in nothing but the seed become one row.
+        runs: need (base, sft, reward, dpo, ...) -> folders of evaluations, of trained reward models, or of trainings
+            in an exact world. Folders of one need that differ in nothing but the seed become one row.
         baseline: the need that win rates and warnings compare with; None for neither.
         next_commands: what the reader may type next.
 
@@ -56,50 +50,60 @@ def build_report(
     rows = summarise(runs, baseline=baseline)
     rewards = [row for row in rows if row.records[0].is_reward_model]
     policies = [row for row in rows if not row.records[0].is_reward_model]
-    warnings = find_warnings(policies, baseline=baseline)
+    sampled = [row for row in policies if row.records[0].is_sampled]
+    warnings = find_warnings(sampled, baseline=baseline)
     colours = figures.assign_colours([row.need for row in rows])
     out = folder / "report"
     out.mkdir(parents=True, exist_ok=True)
+    leaderboard = leaderboard_blocks(policies, out, colours=colours)
     blocks = [
-        *_summary_blocks(policies, out, baseline=baseline, warnings=warnings, colours=colours),
+        *_summary_blocks(policies, sampled, out, baseline=baseline, warnings=warnings, colours=colours),
+        *leaderboard,
         *_reward_blocks(rewards, out, colours=colours),
-        *_training_blocks(rows, policies, out, colours=colours),
+        *_training_blocks([row for row in rows if row in sampled or row in rewards], sampled, out, colours=colours),
         *_ending_blocks(rows, next_commands),
     ]
-    _write(out / "report.md", to_document_markdown(title, blocks, folder=out))
-    _write(out / "report.html", to_document_html(title, blocks))
-    about = {"title": title, "next_commands": list(next_commands), "warnings": warnings}
-    _write(out / "report.json", json.dumps(about, indent=2, allow_nan=False) + "\n")
-    return {f"{row.label}/{name}": row.values[name] for row in rows for name in HEADLINES if name in row.values}
+    about = {"next_commands": list(next_commands), "warnings": warnings}
+    if leaderboard:
+        about |= {"summary": bool(sampled), "leaderboard": True}
+    write_document(out, title, blocks, about)
+    return {
+        f"{row.label}/{name.removeprefix(EXACT)}": row.values[name]
+        for row in rows
+        for name in HEADLINES
+        if name in row.values
+    }
 
 
 def _summary_blocks(
     policies: Sequence[Row],
+    sampled: Sequence[Row],
     out: Path,
     *,
     baseline: str | None,
     warnings: Mapping[str, Sequence[str]],
     colours: Mapping[str, str],
 ) -> list[Block]:
-    """The table of policies, the frontier, and what looks wrong."""
-    _write(out / "tables" / "summary.csv", tables.to_csv(policies, tables.POLICY_CSV, first="policy"))
-    note = contents.policy_note(policies, baseline=baseline)
-    table = tables.text_table(policies, tables.POLICY_COLUMNS, first="policy", note=note)
-    _write(out / "tables" / "summary.md", tables.to_markdown(table))
-    _write(out / "tables" / "summary.tex", tables.to_latex(table))
-    if not policies:
+    """The table of policies, the frontier, and what looks wrong; of those whose replies were sampled.
+
+    The CSV has all policies.
+    """
+    note = contents.policy_note(sampled, baseline=baseline)
+    table = tables.text_table(sampled, tables.POLICY_COLUMNS, first="policy", note=note)
+    write_table(out, "summary", table, tables.to_csv(policies, tables.POLICY_CSV, first="policy"))
+    if not sampled:
         return []
     blocks: list[Block] = [Heading("Summary")]
-    sentences = contents.headline(policies, baseline=baseline, flagged=warnings)
+    sentences = contents.headline(sampled, baseline=baseline, flagged=warnings)
     blocks += [Listing(tuple(sentences))] if sentences else []
     blocks.append(table)
-    points = contents.frontier_points(policies, flagged=warnings)
+    points = contents.frontier_points(sampled, flagged=warnings)
     if points:
         path = out / "figures" / "frontier.png"
         figures.reward_kl_frontier(points, path, colours=colours)
         sweep = len({point.family for point in points}) < len(points)
         caption = "Reward against KL; bars: 95% intervals" + ("; lines join the settings of one sweep" if sweep else "")
-        left_out = [f"{row.label} at {row.values['kl']:.0f} nats" for row in contents.off_the_scale(policies)]
+        left_out = [f"{row.label} at {row.values['kl']:.0f} nats" for row in contents.off_the_scale(sampled)]
         caption += f"; off the scale: {', '.join(left_out)}" if left_out else ""
         blocks.append(Picture(path, caption + ("; red rings: suspects, see below." if warnings else ".")))
     blocks.append(Heading("Signs of over-optimisation"))
@@ -115,10 +119,11 @@ def _reward_blocks(rewards: Sequence[Row], out: Path, *, colours: Mapping[str, s
     if not rewards:
         return []
     note = contents.reward_note(rewards)
-    table = tables.text_table(rewards, tables.REWARD_COLUMNS, first="reward model", note=note)
-    _write(out / "tables" / "reward.csv", tables.to_csv(rewards, tables.REWARD_CSV, first="reward_model"))
-    _write(out / "tables" / "reward.md", tables.to_markdown(table))
-    _write(out / "tables" / "reward.tex", tables.to_latex(table))
+    shown = [with_plain_names(row) for row in rewards]
+    table = tables.text_table(shown, tables.REWARD_COLUMNS, first="reward model", note=note)
+    exact = any(row.records[0].exact is not None for row in rewards)
+    names = (*tables.REWARD_CSV, *(tables.REWARD_EXACT_CSV if exact else ()))
+    write_table(out, "reward", table, tables.to_csv(shown, names, first="reward_model"))
     blocks: list[Block] = [Heading("Reward models"), table]
     plots = contents.reward_model_plots(rewards)
     if plots:
@@ -171,8 +176,3 @@ def _ending_blocks(rows: Sequence[Row], next_commands: Sequence[str]) -> list[Bl
     if next_commands:
         blocks += [Heading("Next"), Commands(tuple(next_commands))]
     return blocks
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")

@@ -15,6 +15,9 @@ from alignlab.errors import DataError
 PREFIX = "test/"
 """What run.json writes before the name of a held-out figure."""
 
+EXACT = "exact/"
+"""What run.json and metrics.jsonl write before the name of a figure of an exact world."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
@@ -27,6 +30,9 @@ class RunRecord:
         evaluations: eval/<name>.json by name.
         samples: eval/samples.jsonl.
         trained: the run that an evaluation is `of`, where its folder is still there.
+        exact: figures of an exact world without the `exact/` prefix, of the trained run where this is an evaluation;
+            None where the run is not of such a world.
+        seconds: wall time of the training.
     """
 
     folder: Path
@@ -40,6 +46,8 @@ class RunRecord:
     evaluations: dict[str, dict[str, Any]]
     samples: list[dict[str, Any]]
     trained: "RunRecord | None" = None
+    exact: dict[str, float] | None = None
+    seconds: float | None = None
 
     @property
     def name(self) -> str:
@@ -50,6 +58,11 @@ class RunRecord:
     def is_reward_model(self) -> bool:
         """Whether this run's figures are a reward model's (accuracy on pairs) and not a policy's."""
         return "reward" in self.evaluations or ("policy" not in self.evaluations and self.method == "reward")
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether a policy's figures come from replies; a training in an exact world has others, and may have these."""
+        return self.exact is None or "policy" in self.evaluations
 
     @property
     def is_untrained(self) -> bool:
@@ -79,6 +92,8 @@ def read_run(folder: Path) -> RunRecord:
     metrics |= {name.removeprefix(PREFIX): value for name, value in recorded.items() if name.startswith(PREFIX)}
     seed = content.get("seed", settings.get("seed"))
     history = _read_lines(folder / "metrics.jsonl")
+    seconds = content.get("wall_seconds")
+    exact = _exact_figures(recorded)
     return RunRecord(
         folder=folder,
         task=str(content.get("task", "train")),
@@ -91,6 +106,8 @@ def read_run(folder: Path) -> RunRecord:
         evaluations=evaluations,
         samples=_read_lines(folder / "eval" / "samples.jsonl"),
         trained=trained,
+        exact=trained.exact if exact is None and trained else exact,
+        seconds=trained.seconds if trained else seconds if is_number(seconds) else None,
     )
 
 
@@ -104,6 +121,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def _exact_figures(recorded: Mapping[str, Any]) -> dict[str, float] | None:
+    named = {name.removeprefix(EXACT): value for name, value in recorded.items() if name.startswith(EXACT)}
+    return {name: float(value) for name, value in named.items() if is_number(value)} if named else None
 
 
 def _read_trained(folder: Path, content: Mapping[str, Any]) -> RunRecord | None:

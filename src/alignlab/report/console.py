@@ -1,12 +1,14 @@
-"""The report on the terminal: its table, where the files lie, and what to type next."""
+"""The report on the terminal: its tables, where the files lie, and what to type next."""
 
 import csv
 import json
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignlab.errors import DataError
-from alignlab.report.tables import shown
+from alignlab.report.tables import TextTable, read_markdown, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,9 +24,15 @@ COLUMNS = (
     ("distinct-2", "distinct_2", 2, False),
 )
 
+MOST_ROWS = 30
+"""Rows of a table that are printed; the files have the others."""
+
+LONGEST_WORD = 24
+"""Characters; a word in a cell is broken only beyond them. A column that has no room for its words is left out."""
+
 
 def print_summary(folder: Path, *, console: "Console | None" = None) -> None:
-    """Prints folder/report with rich: the table, warnings, paths and the next commands.
+    """Prints folder/report with rich: the tables, warnings or notes, paths and the next commands.
 
     Raises:
         DataError: `folder` has no report.
@@ -34,12 +42,24 @@ def print_summary(folder: Path, *, console: "Console | None" = None) -> None:
 
     out = folder / "report"
     if not (out / "report.json").is_file():
-        raise DataError(f"{folder}: no report/report.json here; is this the folder of a finished table (task=table)?")
+        raise DataError(
+            f"{folder}: no report/report.json here; is this the folder of a finished table or study "
+            "(task=table, task=study)?"
+        )
     about = json.loads((out / "report.json").read_text(encoding="utf-8"))
     console = console or Console()
-    console.print(_table(about["title"], out / "tables" / "summary.csv"))
-    for label, found in about["warnings"].items():
+    if about.get("summary", True):
+        console.print(_table(about["title"], out / "tables" / "summary.csv"))
+    else:
+        console.print(Text(about["title"], style="bold"))
+    if about.get("leaderboard"):
+        _print_table(console, "leaderboard", out / "tables", skip=("method",))  # the label tells as much, in less room
+    for name in about.get("tables", ()):
+        _print_table(console, name, out / "tables")
+    for label, found in about.get("warnings", {}).items():
         console.print(Text(f"! {label}: {'; '.join(found)}", style="red"))
+    for note in about.get("notes", ()):
+        console.print(Text(f"- {note}"))
     for name in ("report.html", "report.md", "tables", "figures"):
         if (out / name).exists():
             # soft_wrap: a path that is broken over two lines cannot be copied
@@ -48,6 +68,68 @@ def print_summary(folder: Path, *, console: "Console | None" = None) -> None:
         console.print(Text("Next:", style="bold"))
         for command in about["next_commands"]:
             console.print(Text(f"  {command}"), soft_wrap=True)
+
+
+def _print_table(console: "Console", name: str, folder: Path, *, skip: Sequence[str] = ()) -> None:
+    """tables/<name>.md as far as it fits: whole numbers, at most `MOST_ROWS` rows, and where the rest is."""
+    from rich.table import Table
+    from rich.text import Text
+
+    text = (folder / f"{name}.md").read_text(encoding="utf-8")
+    if not text.startswith("|"):
+        console.print(Text(f"{name.replace('_', ' ')}: {text.strip()}"))
+        return
+    content = read_markdown(text)
+    columns = [index for index, header in enumerate(content.headers) if header not in skip]
+    kept = _columns_that_fit(content, columns, console.width)
+    widths = _widths(content, kept, console.width)
+    table = Table(title=name.replace("_", " "), title_justify="left")
+    for index, width in zip(kept, widths):
+        header = Text("\n".join(textwrap.wrap(content.headers[index], width)))
+        justify = "left" if content.is_word(index) else "right"
+        table.add_column(header, justify=justify, overflow="fold", width=width)
+    for cells in content.cells[:MOST_ROWS]:
+        table.add_row(*(Text(cells[index]) for index in kept))
+    console.print(table)
+    left_out = [content.headers[index] for index in columns if index not in kept]
+    if len(content.cells) > MOST_ROWS:
+        text = f"  the first {MOST_ROWS} of {len(content.cells)} rows; all are in {folder / name}.csv"
+        console.print(Text(text, style="dim"), soft_wrap=True)
+    if left_out:
+        text = f"  more columns in {folder / name}.csv: {', '.join(left_out)}"
+        console.print(Text(text, style="dim"), soft_wrap=True)
+
+
+def _columns_that_fit(table: TextTable, columns: Sequence[int], width: int) -> list[int]:
+    """Those of `columns`, from the left, that fit into `width` characters with their borders; one in any case."""
+    kept, taken = [], 1
+    for index in columns:
+        taken += 3 + _least_width(table, index)
+        if kept and taken > width:
+            break
+        kept.append(index)
+    return kept
+
+
+def _widths(table: TextTable, columns: Sequence[int], width: int) -> list[int]:
+    """Characters for each column: what it must have, and for the words what is left over, the shorter served first."""
+    widths = {index: _least_width(table, index) for index in columns}
+    spare = width - 1 - sum(3 + least for least in widths.values())
+    full = {index: max(len(line[index]) for line in table.cells[:MOST_ROWS]) for index in columns}
+    wanting = sorted((index for index in columns if full[index] > widths[index]), key=lambda index: full[index])
+    for place, index in enumerate(wanting):
+        extra = max(0, min(full[index] - widths[index], spare // (len(wanting) - place)))
+        widths[index] += extra
+        spare -= extra
+    return list(widths.values())
+
+
+def _least_width(table: TextTable, index: int) -> int:
+    """Characters of a column's longest part: a header may break at its spaces, words too, and numbers nowhere."""
+    cells = [line[index] for line in table.cells[:MOST_ROWS]]
+    if table.is_word(index):
+        cells = [word[:LONGEST_WORD] for cell in cells for word in cell.split()]
+    return max(map(len, [*cells, *table.headers[index].split()]), default=1)
 
 
 def _table(title: str, path: Path) -> "Table":

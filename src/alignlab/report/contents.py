@@ -156,10 +156,14 @@ def reward_note(rows: Sequence[Row]) -> str:
         if any(row.num_seeds > 1 for row in rows)
         else "accuracy Wilson, margin Student t, over pairs"
     )
+    exact = (
+        "; likelihood gap: what the likelihood of all pairs of an exact world lacks, nats a pair; "
+        "share of optimum: of the policy that is best for this reward model"
+    )
     return (
         f"Held-out pairs, ties half; brackets: 95% interval ({over}); margin: raw score of chosen - rejected; "
         "calibration error: mean |share right - confidence| over bins of confidence sigmoid(|margin|); "
-        "loss: mean -log sigmoid(margin)."
+        f"loss: mean -log sigmoid(margin){exact if any(row.records[0].exact is not None for row in rows) else ''}."
     )
 
 

@@ -1,12 +1,13 @@
 """A report as a list of blocks, written twice: as markdown beside its figures, and as one self-contained HTML page."""
 
 import base64
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from alignlab.report.tables import TextTable, to_markdown
+from alignlab.report.tables import TextTable, to_markdown, write_text
 
 
 class Heading(NamedTuple):
@@ -81,19 +82,26 @@ pre { background: #f5f5f2; padding: .8rem 1rem; overflow-x: auto; border-radius:
 """
 
 
+def write_document(out: Path, title: str, blocks: Sequence[Block], about: Mapping[str, Any], *, css: str = CSS) -> None:
+    """Writes report.md, report.html and report.json (title and `about`, for the console) into `out`."""
+    write_text(out / "report.md", to_document_markdown(title, blocks, folder=out))
+    write_text(out / "report.html", to_document_html(title, blocks, css=css))
+    write_text(out / "report.json", json.dumps({"title": title} | dict(about), indent=2, allow_nan=False) + "\n")
+
+
 def to_document_markdown(title: str, blocks: Sequence[Block], *, folder: Path) -> str:
     """The report as GitHub markdown; pictures are linked relative to `folder`."""
     parts = [f"# {title}", *(_markdown(block, folder) for block in blocks)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
-def to_document_html(title: str, blocks: Sequence[Block]) -> str:
+def to_document_html(title: str, blocks: Sequence[Block], *, css: str = CSS) -> str:
     """The report as one HTML page: pictures inside, no script, nothing fetched."""
     body = "\n".join(_html(block) for block in blocks)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n"
+        f"<title>{escape(title)}</title>\n<style>{css}</style>\n</head>\n"
         f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
 
@@ -154,7 +162,7 @@ def _html(block: Block) -> str:
 def _html_table(table: TextTable) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
         words = ['<{0} class="word">{1}</{0}>', "<{0}>{1}</{0}>"]
-        return "".join(words[index >= table.num_words].format(tag, escape(cell)) for index, cell in enumerate(cells))
+        return "".join(words[not table.is_word(index)].format(tag, escape(cell)) for index, cell in enumerate(cells))
 
     rows = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in table.cells)
     head = f"<thead><tr>{line(table.headers, 'th')}</tr></thead>"

@@ -87,18 +87,20 @@ class RewardModelPlot(NamedTuple):
     bins: Sequence[tuple[float, float, int]]
 
 
-def reward_kl_frontier(points: Sequence[FrontierPoint], path: Path, *, colours: Mapping[str, str]) -> None:
+def reward_kl_frontier(
+    points: Sequence[FrontierPoint], path: Path, *, colours: Mapping[str, str], measured: str = "sampled"
+) -> None:
     """Reward against KL, a panel per reward, one above the other, so that a proxy that parts from gold is seen.
 
     The axis is the square root of the KL, the distance of Gao et al. 2023: near and far policies both have room.
     """
     panels = list(dict.fromkeys(panel for point in points for panel in point.rewards))
-    with _figure(path, width=8.0, height=1.2 + 3.4 * len(panels)) as figure:
+    with house_figure(path, width=8.0, height=1.2 + 3.4 * len(panels)) as figure:
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axis, panel in zip(axes, panels):
             _draw_frontier(axis, panel, [point for point in points if panel in point.rewards], colours)
             axis.set_xscale("function", functions=(_signed_root, _signed_square))
-        axes[-1].set_xlabel("KL to the reference (nats per sequence, sampled; square-root scale)")
+        axes[-1].set_xlabel(f"KL to the reference (nats per sequence, {measured}; square-root scale)")
 
 
 def _signed_root(kl: Any) -> Any:
@@ -118,7 +120,7 @@ def reward_curves(curves: Sequence[Curve], path: Path, *, colours: Mapping[str, 
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     columns = min(2, len(panels))
     num_rows = -(-len(panels) // columns)
-    with _figure(path, width=4.9 * columns, height=3.2 * num_rows) as figure:
+    with house_figure(path, width=4.9 * columns, height=3.2 * num_rows) as figure:
         axes = figure.subplots(num_rows, columns, squeeze=False).flatten()
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
@@ -128,7 +130,7 @@ def reward_curves(curves: Sequence[Curve], path: Path, *, colours: Mapping[str, 
             axis.set_title(panel)
             axis.set_xlabel("step")
             axis.margins(x=0.02)
-            inks = [_ink(colours[curve.family]) for curve in shown]
+            inks = [ink(colours[curve.family]) for curve in shown]
             name_line_ends(axis, ends, [curve.label for curve in shown], colours=inks)
 
 
@@ -137,7 +139,7 @@ def length_histogram(lengths: Sequence[Lengths], path: Path, *, colours: Mapping
     longest = max(max(each.values) for each in lengths)
     width = max(1, -(-longest // 32))  # whole tokens per bar, at most 32 bars
     edges = [start - 0.5 for start in range(0, longest + width + 1, width)]
-    with _figure(path, width=8.0, height=0.9 + 1.05 * len(lengths)) as figure:
+    with house_figure(path, width=8.0, height=0.9 + 1.05 * len(lengths)) as figure:
         axes = figure.subplots(len(lengths), 1, sharex=True, squeeze=False)[:, 0]
         for axis, each in zip(axes, lengths):
             mean = sum(each.values) / len(each.values)
@@ -154,7 +156,7 @@ def length_histogram(lengths: Sequence[Lengths], path: Path, *, colours: Mapping
 
 def reward_model_quality(models: Sequence[RewardModelPlot], path: Path, *, colours: Mapping[str, str]) -> None:
     """Left: held-out accuracy with its interval. Middle: margins. Right: calibration."""
-    with _figure(path, width=11.0, height=3.9 + 0.25 * max(0, len(models) - 4)) as figure:
+    with house_figure(path, width=11.0, height=3.9 + 0.25 * max(0, len(models) - 4)) as figure:
         left, middle, right = figure.subplots(1, 3)
         _draw_accuracy(left, models, colours)
         for model in models:
@@ -205,7 +207,7 @@ def _draw_frontier(axis: "Axes", panel: str, points: Sequence[FrontierPoint], co
         axis,
         [(point.kl, point.rewards[panel][0]) for point in points],
         [point.label + (" (suspect)" if point.flagged else "") if _named(point, points) else "" for point in points],
-        colours=[ALARM if point.flagged else _ink(colours[point.family]) for point in points],
+        colours=[ALARM if point.flagged else ink(colours[point.family]) for point in points],
     )
 
 
@@ -246,18 +248,18 @@ def _draw_accuracy(axis: "Axes", models: Sequence[RewardModelPlot], colours: Map
         axis,
         [(model.accuracy, position) for position, model in enumerate(models)],
         [f"{model.label}  {100 * model.accuracy:.1f}%" for model in models],
-        colours=[_ink(colours[model.family]) for model in models],
+        colours=[ink(colours[model.family]) for model in models],
     )
 
 
-def _ink(colour: str) -> str:
+def ink(colour: str) -> str:
     """The colour of a name beside its mark: darker, because thin letters need more contrast than dots."""
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return "#" + "".join(f"{round(part * 0.68):02x}" for part in (red, green, blue))
 
 
 @contextmanager
-def _figure(path: Path, *, width: float, height: float) -> "Iterator[Figure]":
+def house_figure(path: Path, *, width: float, height: float) -> "Iterator[Figure]":
     """An empty figure in the house style, saved to `path` at the end."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,5 +1,6 @@
 """Names beside points, without a legend and, as far as there is room, without overlap."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -39,28 +40,62 @@ def place_labels(
         taken.append(text.get_window_extent())
 
 
-def name_line_ends(axis: "Axes", ends: Sequence[float], labels: Sequence[str], *, colours: Sequence[str]) -> None:
-    """Writes each line's name right of the axes at the height of its last value, pushed apart where they would meet."""
+def name_line_ends(
+    axis: "Axes",
+    ends: Sequence[float],
+    labels: Sequence[str],
+    *,
+    colours: Sequence[str],
+    crowded: bool = False,
+) -> None:
+    """Writes each line's name right of the axes at the height of its last value, pushed apart where they would meet.
+
+    They are pushed up, and down again together where the highest would stand above the axes; with `crowded`, both ways
+    and no farther than they must. A value beyond the axes has its name at their edge.
+    """
     _lay_out(axis)
     low, high = axis.get_ylim()
     axis.set_ylim(low, high)
     gap = 15 / max(1.0, axis.bbox.height)  # a line of text, as a share of the axes' height
-    heights = [(end - low) / (high - low) for end in ends]
+    if axis.get_yscale() == "log":
+        low, high, ends = math.log(low), math.log(high), [math.log(end) for end in ends]
+    heights = [min(max((end - low) / (high - low), 0.0), 1.0) for end in ends]
     order = sorted(range(len(ends)), key=lambda index: heights[index])
-    placed: list[float] = []
-    for index in order:
-        placed.append(max(heights[index], placed[-1] + gap if placed else heights[index]))
-    surplus = max(0.0, placed[-1] - 1.0) if placed else 0.0
+    if crowded:
+        placed = spread([heights[index] for index in order], gap)
+    else:
+        placed = []
+        for index in order:
+            placed.append(max(heights[index], placed[-1] + gap if placed else heights[index]))
+        surplus = max(0.0, placed[-1] - 1.0) if placed else 0.0
+        placed = [height - surplus for height in placed]
     for index, height in zip(order, placed):
         axis.annotate(
             labels[index],
-            (1.02, height - surplus),
+            (1.02, height),
             xycoords="axes fraction",
             color=colours[index],
             fontsize=10,
             va="center",
             annotation_clip=False,
         )
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Ascending heights in [0, 1] moved at least `gap` apart by the least sum of squares, within [0, 1] if they fit.
+
+    Heights less their number of gaps must ascend: a run of them that does not is pooled at its mean.
+    """
+    pools: list[tuple[float, int]] = []  # mean, count
+    for number, height in enumerate(heights):
+        mean, count = height - number * gap, 1
+        while pools and pools[-1][0] >= mean:
+            before, size = pools.pop()
+            mean, count = (before * size + mean * count) / (size + count), size + count
+        pools.append((mean, count))
+    room = max(0.0, 1.0 - (len(heights) - 1) * gap)
+    flat = [min(max(mean, 0.0), room) for mean, count in pools for _ in range(count)]
+    return [height + number * gap for number, height in enumerate(flat)]
 
 
 def _move(text: "Annotation", place: tuple[float, float]) -> None:

@@ -8,21 +8,27 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignlab.report.collect import RunRecord, read_run
+from alignlab.report.collect import EXACT, RunRecord, read_run
 from alignlab.statistics import match_samples, mean_interval, win_rate
 
 RUN_KEY = re.compile(r"-[0-9a-f]{6,}(?=/|$)")
 """The key at the end of a run folder's name: parents of other seeds differ by it alone."""
 
-WITH_INTERVAL = ("gold_reward", "proxy_reward", "kl", "win_rate", "accuracy", "margin")
+WITH_INTERVAL = (
+    *("gold_reward", "proxy_reward", "kl", "win_rate", "accuracy", "margin"),
+    *(f"{EXACT}{name}" for name in ("share", "regret", "reward", "kl", "ipo_share", "likelihood_gap")),
+)
 """Figures that carry `_low` and `_high`."""
 
 NOT_SETTINGS = ("paths", "logger", "inert", "fresh", "name", "hydra")
 """Config nodes that say where and how a run was made, not what it is."""
+
+ONLY_WATCHES = ("task.exact_points",)
+"""Settings of how often a run is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +38,16 @@ class Row:
     Args:
         label: the need's name, with the settings that tell it from its siblings (`dpo beta=0.1`).
         need: the need's name alone.
-        values: figure -> mean; with `<name>_low`, `<name>_high` where there is an interval.
+        values: figure -> mean; with `<name>_low`, `<name>_high` where there is an interval. Figures of an exact world
+            keep their prefix `exact/`.
+        settings: the settings that tell the row from its siblings, as the label names them.
     """
 
     label: str
     need: str
     records: tuple[RunRecord, ...]
     values: dict[str, float]
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def method(self) -> str | None:
@@ -65,28 +74,34 @@ def summarise(runs: Mapping[str, Sequence[Path]], *, baseline: str | None) -> li
     against = records.get(baseline, []) if baseline else []
     rows = []
     for need, found in records.items():
-        for label, group in _groups(need, found):
+        for label, group, settings in _groups(need, found):
             figures = [_figures(record, [] if need == baseline else against) for record in group]
-            rows.append(Row(label, need, tuple(group), _over_seeds(figures)))
+            rows.append(Row(label, need, tuple(group), _over_seeds(figures), settings))
     return rows
 
 
-def _groups(need: str, records: Sequence[RunRecord]) -> list[tuple[str, list[RunRecord]]]:
-    """Runs that share all but the seed, together; each group's label names the settings in which the groups differ."""
+def _groups(need: str, records: Sequence[RunRecord]) -> list[tuple[str, list[RunRecord], dict[str, Any]]]:
+    """Runs that share all but the seed, together, with a label and the settings in which the groups differ."""
     groups: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         groups[repr(sorted(_comparable(record).items()))].append(record)
     found = list(groups.values())
     if any(len({record.seed for record in group}) < len(group) for group in found):
         # One seed twice: they differ in something that the config does not show, so they are no repetitions.
-        return [(record.name, [record]) for record in records]
+        return [(record.name, [record], {}) for record in records]
     if len(found) == 1:
-        return [(need, found[0])]
+        return [(need, found[0], {})]
     settings = [_comparable(group[0]) for group in found]
     keys = sorted({key for each in settings for key in each})
     varied = [key for key in keys if len({repr(each.get(key)) for each in settings}) > 1]
-    labels = [_label(need, varied, each) for each in settings]
-    return [(label if labels.count(label) == 1 else group[0].name, group) for label, group in zip(labels, found)]
+    if any(record.exact is not None for record in records):
+        varied = _said_once(varied, settings)
+    told = [_told(varied, each) for each in settings]
+    labels = [" ".join([need, *(f"{name}={value}" for name, value in each.items())]) for each in told]
+    return [
+        (label if labels.count(label) == 1 else group[0].name, group, each)
+        for label, group, each in zip(labels, found, told)
+    ]
 
 
 def _comparable(record: RunRecord) -> dict[str, Any]:
@@ -94,7 +109,7 @@ def _comparable(record: RunRecord) -> dict[str, Any]:
     settings = {}
     for key, value in record.settings.items():
         parts = key.split(".")
-        if parts[0] in NOT_SETTINGS or parts[-1] == "seed":
+        if parts[0] in NOT_SETTINGS or parts[-1] == "seed" or key in ONLY_WATCHES:
             continue
         settings[key] = _without_keys(value)
     return settings
@@ -107,23 +122,30 @@ def _without_keys(value: Any) -> Any:
     return RUN_KEY.sub("", value) if isinstance(value, str) else value
 
 
-def _label(need: str, varied: Sequence[str], settings: Mapping[str, Any]) -> str:
-    """`dpo loss=IPOLoss beta=0.1`; a key's last part, or its whole path where two of them end alike."""
+def _said_once(varied: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of keys that end alike and agree in every run, the first: an exact world stands in several places of a config."""
+    found: dict[str, str] = {}
+    for key in varied:
+        found.setdefault(repr((key.rsplit(".", 1)[-1], [each.get(key) for each in settings])), key)
+    return list(found.values())
+
+
+def _told(varied: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`loss: IPOLoss, beta: 0.1`; a key's last part, or its whole path where two of them end alike."""
     keys = [key.removesuffix("._target_") for key in varied]
     last = [key.rsplit(".", 1)[-1] for key in keys]
-    words = [need]
+    told = {}
     for full, key, short in zip(varied, keys, last):
         if full in settings:  # absent: a setting of the others' classes only
-            value = str(settings[full])
-            name = short if last.count(short) == 1 else key
-            words.append(f"{name}={value.rsplit('.', 1)[-1] if key != full else value}")
-    return " ".join(words)
+            value = settings[full]
+            told[short if last.count(short) == 1 else key] = str(value).rsplit(".", 1)[-1] if key != full else value
+    return told
 
 
 def _figures(record: RunRecord, against: Sequence[RunRecord]) -> dict[str, float]:
     """A run's figures, with the interval of its KL and its win rate against the baseline of the same seed."""
-    values = dict(record.metrics)
-    if "kl_stderr" in values:
+    values = record.metrics | _exact_values(record)
+    if "kl_stderr" in values and record.is_sampled:
         # 1.96: the normal quantile; KL is averaged over enough prompts for it.
         half = 1.96 * values["kl_stderr"]
         values |= {"kl_low": values["kl"] - half, "kl_high": values["kl"] + half}
@@ -134,6 +156,22 @@ def _figures(record: RunRecord, against: Sequence[RunRecord]) -> dict[str, float
             rate = win_rate(ours, theirs)
             values |= {"win_rate": rate.mean, "win_rate_low": rate.low, "win_rate_high": rate.high}
     return values
+
+
+def _exact_values(record: RunRecord) -> dict[str, float]:
+    """A run's exact figures; a policy without sampled replies has its exact reward and KL where others have theirs."""
+    if record.exact is None:
+        return {}
+    if record.is_untrained:
+        # Its KL and its share are to the world's own reference. The others are held to itself: it is their zero.
+        return {"gold_reward": record.exact["reward"]} if "reward" in record.exact and not record.is_sampled else {}
+    found = {f"{EXACT}{name}": value for name, value in record.exact.items()}
+    if record.seconds is not None:
+        found[f"{EXACT}seconds"] = record.seconds
+    if record.is_sampled or record.is_reward_model:
+        return found
+    stand_ins = {"gold_reward": "reward", "kl": "kl"}
+    return found | {name: record.exact[exact] for name, exact in stand_ins.items() if exact in record.exact}
 
 
 def _over_seeds(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:

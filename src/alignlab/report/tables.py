@@ -6,7 +6,9 @@ hold what a reader wants, with intervals in brackets.
 
 import csv
 import io
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from alignlab.report.summary import Row
@@ -23,12 +25,20 @@ class Column(NamedTuple):
 
 
 class TextTable(NamedTuple):
-    """Ready cells; the first `num_words` columns are words (left aligned), the others numbers (right aligned)."""
+    """Ready cells; the first `num_words` columns are words (left aligned), the others numbers (right aligned).
+
+    Where `words` is given it says so column by column instead.
+    """
 
     headers: tuple[str, ...]
     cells: tuple[tuple[str, ...], ...]
     note: str  # one line: what the numbers are
     num_words: int = 2
+    words: tuple[bool, ...] = ()
+
+    def is_word(self, index: int) -> bool:
+        """Whether that column is of words."""
+        return self.words[index] if self.words else index < self.num_words
 
 
 POLICY_COLUMNS = (
@@ -47,6 +57,16 @@ REWARD_COLUMNS = (
     Column("calibration_error", "calibration error", 3),
     Column("loss", "loss", 3),
     Column("num_pairs", "pairs", 0),
+    Column("likelihood_gap", "likelihood gap", 4),
+    Column("share", "share of optimum", 1, percent=True),
+)
+LEADERBOARD_COLUMNS = (
+    Column("share", "share of optimum", 1, interval=True, percent=True),
+    Column("regret", "regret", 4),
+    Column("kl", "KL (nats)", 3),
+    Column("reward", "reward", 3),
+    Column("ipo_share", "own optimum", 1, percent=True),
+    Column("seconds", "time (s)", 1),
 )
 POLICY_CSV = (
     *("gold_reward", "gold_reward_low", "gold_reward_high", "proxy_reward", "kl", "win_rate"),
@@ -57,6 +77,12 @@ POLICY_CSV = (
 REWARD_CSV = (
     *("accuracy", "accuracy_low", "accuracy_high", "margin", "margin_low", "margin_high"),
     *("calibration_error", "loss", "num_pairs", "seeds"),
+)
+REWARD_EXACT_CSV = ("likelihood_gap", "likelihood_gap_low", "likelihood_gap_high", "share", "share_low", "share_high")
+LEADERBOARD_CSV = (
+    *("share", "share_low", "share_high", "regret", "regret_low", "regret_high", "kl", "kl_low", "kl_high"),
+    *("reward", "reward_low", "reward_high", "objective", "ipo_share", "ipo_share_low", "ipo_share_high"),
+    *("optimal_objective", "optimal_reward", "optimal_kl", "seconds", "seeds"),
 )
 LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\~{}", "^": r"\^{}"}
 
@@ -83,10 +109,10 @@ def to_markdown(table: TextTable) -> str:
     lines = [table.headers, *table.cells]
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *(len(line[index]) for line in escaped)) for index in range(len(table.headers))]
-    rules = ["-" * width if index < table.num_words else "-" * (width - 1) + ":" for index, width in enumerate(widths)]
+    rules = ["-" * width if table.is_word(index) else "-" * (width - 1) + ":" for index, width in enumerate(widths)]
     padded = [
         " | ".join(
-            cell.ljust(width) if index < table.num_words else cell.rjust(width)
+            cell.ljust(width) if table.is_word(index) else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(line, widths))
         )
         for line in [escaped[0], rules, *escaped[1:]]
@@ -95,9 +121,17 @@ def to_markdown(table: TextTable) -> str:
     return f"{body}\n\n{table.note}\n"
 
 
+def read_markdown(text: str) -> TextTable:
+    """The table that `to_markdown` wrote."""
+    body, _, note = text.partition("\n\n")
+    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in body.splitlines()]
+    headers, rules, *cells = [tuple(cell.strip().replace("\\|", "|") for cell in line) for line in lines]
+    return TextTable(headers, tuple(cells), note.strip(), words=tuple(not rule.endswith(":") for rule in rules))
+
+
 def to_latex(table: TextTable) -> str:
     """A booktabs tabular (needs \\usepackage{booktabs}), with the note as a comment above it."""
-    layout = "l" * table.num_words + "r" * (len(table.headers) - table.num_words)
+    layout = "".join("l" if table.is_word(index) else "r" for index in range(len(table.headers)))
     lines = [
         f"% {table.note}",
         f"\\begin{{tabular}}{{{layout}}}",
@@ -120,6 +154,19 @@ def to_csv(rows: Sequence[Row], names: Sequence[str], *, first: str) -> str:
         values = row.values | {"seeds": row.num_seeds}
         writer.writerow([row.label, row.method or "", *(values.get(name, "") for name in names)])
     return out.getvalue()
+
+
+def write_table(out: Path, name: str, table: TextTable, csv_text: str) -> None:
+    """Writes out/tables/<name>.csv, .md and .tex."""
+    write_text(out / "tables" / f"{name}.csv", csv_text)
+    write_text(out / "tables" / f"{name}.md", to_markdown(table))
+    write_text(out / "tables" / f"{name}.tex", to_latex(table))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file and, where it is missing, its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def shown(value: float | None, *, digits: int, percent: bool = False) -> str:
