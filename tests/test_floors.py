@@ -14,7 +14,7 @@ FLOORS = {
     **dict.fromkeys(("data", "models", "worlds"), 2),
     "rollout": 3,
     "methods": 4,
-    **dict.fromkeys(("evaluate", "report"), 5),
+    **dict.fromkeys(("contracts", "evaluate", "report"), 5),
     "app": 6,
 }
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -1,4 +1,4 @@
-"""The verbs: plan, describe, ls, eval, report, doctor. Each takes the words after it and gives an exit code."""
+"""The verbs: plan, describe, check, ls, eval, report, doctor. Each takes the words after it and gives an exit code."""
 
 import importlib.util
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alignlab.app import record, runfolder
 from alignlab.app.asked import ask
+from alignlab.app.check import check_verb
 from alignlab.app.compose import parse_args
 from alignlab.app.content import saved
 from alignlab.app.paths import roots
@@ -126,6 +127,7 @@ def _devices() -> list[str]:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "plan": plan_verb,
     "describe": describe,
+    "check": check_verb,
     "ls": ls,
     "eval": eval_verb,
     "report": report,
