@@ -1,12 +1,15 @@
 # make demo   install, then train, evaluate and report the quickstart (about 6 minutes on 2 CPU cores)
 # make test   install with the development tools, then run the test suite (under 10 minutes)
+# make peers  install the peer library too, and compare our losses with its own
 # make lint   style (ruff) and types (pyright)
+# make mutants  put the seeded bugs of tests/mutants/ into a copy, one by one, and write docs/mutants.md (about an hour)
+# make docs-methods   write the generated parts of docs/methods.md anew (half a minute)
 
 PYTHON := $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint slow mutants docs-methods clean
 
 demo: $(VENV)/.installed
 	$(BIN)/alignlab
@@ -14,13 +17,22 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
+peers: $(VENV)/.installed-peers
+	$(BIN)/python -m pytest tests/peers
+
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.mutants
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
 	$(BIN)/pyright
+
+docs-methods: $(VENV)/.installed
+	$(BIN)/python docs/build_methods.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
@@ -33,6 +45,10 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-peers: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,peers]"
 	@touch $@
 
 clean:
