@@ -22,6 +22,7 @@ NEEDS = {
         for name in ("ppo", "rloo", "grpo", "dr_grpo", "dapo", "reinforce", "online_dpo")
     },
     "data=exact": ["model=exact"],
+    **{f"data/source/world/reward={name}": ["model=exact", "data=exact"] for name in ("counts", "automaton", "table")},
     "method/reward=exact": ["model=exact", "data=exact"],
     "task=study": ["task.study={_target_:alignlab.evaluate.studies.bandit.bandit,_partial_:true}"],
     "method/reward=lexicon": ["method.reward.path=file"],

@@ -16,6 +16,12 @@ SMALL = [
     *("data.source.num_validation=8", "data.source.num_test=8", "data.max_new_tokens=12"),
     *("model.architecture.hidden_size=32", "model.architecture.num_hidden_layers=1"),
 ]
+SMALL_EXACT = [
+    *("model.tokenizer.vocab_size=3", "data.source.world.max_length=2", "data.max_length=3"),
+    *("model.architecture.hidden_size=16", "model.architecture.num_hidden_layers=1"),
+    *(f"needs.{name}.override={{method:{{max_steps:2}}}}" for name in ("ppo", "rloo", "dpo", "ipo")),
+    *(f"needs.{name}.grid={{seed:[0]}}" for name in ("ppo", "rloo", "dpo", "ipo")),
+]
 
 
 def tour() -> list[str]:
@@ -36,7 +42,9 @@ def here(tmp_path_factory: pytest.TempPathFactory):
 def run(line: str, *, small: bool = True) -> int:
     words = shlex.split(line)
     assert words[0] == "alignlab"
-    takes_overrides = not words[1:] or words[1] not in ("ls", "doctor", "report")
+    if "experiments=exact" in words:
+        return main([*words[1:], *SMALL_EXACT])
+    takes_overrides = not words[1:] or words[1] not in ("ls", "doctor", "report", "check")
     experiments = [] if any("experiments=" in word for word in words) else ["experiments=quickstart"]
     return main([*words[1:], *experiments, *(SMALL if small else [])] if takes_overrides else words[1:])
 
