@@ -98,8 +98,10 @@ def test_samples_match_by_row_and_prompt_and_average_their_replies():
         {"row": 1, "prompt": "a", "gold_reward": 3.0},
         {"row": 2, "prompt": "a", "gold_reward": 5.0},  # the same words in another row: another prompt
         {"row": 3, "prompt": "b", "gold_reward": None},
+        {"row": 4, "prompt": "c", "gold_reward": 1.0},
     ]
     theirs = [
+        {"row": 4, "prompt": "d", "gold_reward": 2.0},  # the same row of other data
         {"row": 2, "prompt": "a", "gold_reward": 7.0},
         {"row": 1, "prompt": "a", "gold_reward": 4.0},
         {"row": 3, "prompt": "b", "gold_reward": 9.0},

@@ -184,7 +184,7 @@ def test_held_out_loaders_keep_the_order_of_the_data():
 
 
 def test_validation_is_held_out_by_prompt_and_the_same_for_all_seeds():
-    rows = [PreferenceRow(f"n{i // 2}:", f"yes {i}", f"no {i}") for i in range(40)]
+    rows = [PreferenceRow(f"n{i % 20}:", f"yes {i}", f"no {i}") for i in range(40)]  # a prompt's rows stand far apart
     first, second = (module(Rows(rows), validation_fraction=0.2, seed=seed) for seed in (0, 1))
     held, kept = set(first.validation_rows.prompts), set(first.train_rows.prompts)
     assert not held & kept and len(held) + len(kept) == 20
@@ -270,6 +270,8 @@ def test_digest_follows_ids_and_labels():
     assert digest != module(Rows(pairs(4)[::-1])).digest()
     moved = [SFTRow("a", "bc")], [SFTRow("ab", "c")]  # the same ids, other labels
     assert len({module(Rows(rows), SFTRow).digest() for rows in moved}) == 2
+    turned = [SFTRow("a", "bc")], [SFTRow("a", "cb")]  # as many ids, others
+    assert len({module(Rows(rows), SFTRow).digest() for rows in turned}) == 2
 
 
 def test_plain_text_is_scored_from_its_first_token():

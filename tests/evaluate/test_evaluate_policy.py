@@ -12,7 +12,8 @@ from alignlab.errors import ConfigError, DataError
 from alignlab.evaluate.policy import evaluate_policy
 from alignlab.models.policy import Policy
 from alignlab.models.reference import FrozenCopy
-from tests.tiny_models import make_peaky, tiny_causal, tiny_tokenizer
+from alignlab.models.source import ModelSource
+from tests.tiny_models import make_peaky, tiny_architecture, tiny_causal, tiny_tokenizer
 
 PROMPTS = ("a cat", "hello dog.", "so", "what is it?", "a cat")
 SETTINGS = {"max_new_tokens": 6, "temperature": 1.0, "seed": 5}
@@ -182,14 +183,15 @@ def test_without_a_reference_or_rewards_their_figures_are_absent(policy):
 
 def test_win_rate_and_gain_compare_with_the_baseline_on_the_same_prompts(policy, evaluation):
     baseline = [dict(sample) for sample in evaluation.samples]
-    baseline[0]["gold_reward"] -= 1  # we win here, lose there, tie on the other three
+    baseline[0]["gold_reward"] -= 1  # we win here, lose twice, tie on the other two
     baseline[1]["gold_reward"] += 2
+    baseline[2]["gold_reward"] += 1
     metrics = evaluate_policy(
         policy, reference=None, prompts=batches(), gold=count_vowels, baseline=baseline, **SETTINGS
     ).metrics
-    assert metrics["win_rate"] == pytest.approx((1 + 0 + 3 * 0.5) / 5)
+    assert metrics["win_rate"] == pytest.approx((1 + 2 * 0.5) / 5)
     assert 0 < metrics["win_rate_low"] < metrics["win_rate"] < metrics["win_rate_high"] < 1
-    assert metrics["gold_gain"] == pytest.approx((1 - 2) / 5)
+    assert metrics["gold_gain"] == pytest.approx((1 - 2 - 1) / 5)
     assert metrics["gold_gain_low"] <= metrics["gold_gain"] <= metrics["gold_gain_high"]
 
 
@@ -199,6 +201,14 @@ def test_the_policy_is_put_back_into_its_mode_and_gets_no_gradients(policy):
     evaluate_policy(policy, reference=None, prompts=batches(), **SETTINGS)
     assert policy.training and not policy.model.training
     assert all(parameter.grad is None for parameter in policy.parameters())
+
+
+def test_dropout_is_off_while_a_policy_is_measured():
+    """Read with dropout, it would be some nats away from a copy of itself."""
+    source = ModelSource(architecture=tiny_architecture("gpt2"), tokenizer=tiny_tokenizer(), dropout=0.5)
+    policy = source.load_policy().train()
+    metrics = evaluate_policy(policy, reference=FrozenCopy(policy), prompts=batches(), **SETTINGS).metrics
+    assert metrics["kl"] == pytest.approx(0.0, abs=1e-4) and policy.training
 
 
 def test_targets_give_rouge_and_their_number_is_checked(policy, evaluation):

@@ -49,6 +49,8 @@ def test_minibatches_hold_every_reply_once_in_an_order_of_the_generator():
     assert sorted(torch.cat([part.rows for part in parts]).tolist()) == list(range(10))
     again = list(minibatches(whole, 4, torch.Generator().manual_seed(0)))
     assert all(torch.equal(a.rows, b.rows) for a, b in zip(parts, again, strict=True))
+    other = list(minibatches(whole, 4, torch.Generator().manual_seed(1)))
+    assert any(not torch.equal(a.rows, b.rows) for a, b in zip(parts, other, strict=True))
     for part in parts:
         torch.testing.assert_close(part.values, whole.values[part.rows])
 

@@ -138,7 +138,7 @@ def test_references_are_the_start_in_eval_mode_whatever_the_policy_does() -> Non
     policy = tiny.tiny_policy("llama", adapter=LoRA(4, alpha=8.0, dropout=0.5))
     start = policy(ROWS, temperature=0.7).logprobs
     frozen = FrozenCopy(policy)
-    stir(policy)
+    assert not stir(policy)(ROWS, temperature=0.7).logprobs.equal(start)
     policy.train()
     frozen.train()
     assert AdapterOff(policy)(ROWS, temperature=0.7).equal(start)
@@ -147,6 +147,15 @@ def test_references_are_the_start_in_eval_mode_whatever_the_policy_does() -> Non
     assert not any(p.requires_grad for p in frozen.parameters())
     with pytest.raises(ModelError, match="frozen copy"):
         AdapterOff(tiny.tiny_policy("llama"))
+
+
+@torch.no_grad()
+def test_the_networks_own_dropout_is_off_in_both_references() -> None:
+    source = ModelSource(architecture=tiny.tiny_architecture("gpt2"), tokenizer=tiny.tiny_tokenizer(), dropout=0.5)
+    policy = source.load_policy(LoRA(2, alpha=8.0)).train()
+    assert not policy(ROWS).logprobs.equal(policy(ROWS).logprobs)
+    for reference in (AdapterOff(policy), FrozenCopy(policy).train()):
+        assert reference(ROWS).equal(reference(ROWS))
 
 
 @torch.no_grad()

@@ -94,6 +94,18 @@ def test_values_start_at_exactly_zero_and_reach_the_trunk_once_the_head_has_move
     assert policy.model.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
 
 
+@torch.no_grad()
+def test_values_are_of_the_states_before_the_scored_tokens() -> None:
+    policy, rows = tiny.tiny_policy("llama"), tiny.tiny_sequences(LENGTHS)
+    head = policy.value_head = ValueHead(policy.hidden_size)
+    torch.nn.init.normal_(head.linear.weight)
+    states = hidden_states(policy.model, rows.input_ids, rows.attention_mask)
+    values = policy(rows, values=True).values
+    for b, t in (rows.labels[:, 1:] != IGNORE).nonzero().tolist():
+        torch.testing.assert_close(values[b, t], head(states[b, t]))
+    assert values.unique().numel() == 1 + int(rows.num_scored)
+
+
 def test_the_head_is_applied_at_scored_positions_only(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     import alignlab.models.policy as module

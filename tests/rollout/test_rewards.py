@@ -78,7 +78,7 @@ def reward_run(folder: Path, kind: str, *, append_eos: bool = True) -> RewardMod
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "distilbert"])
 def test_a_reward_model_scores_the_text_it_would_have_been_trained_on(kind: str, tmp_path: Path) -> None:
     trained = reward_run(tmp_path, kind)
-    prompts, responses = ["hello ", "a longer prompt "], ["there.", "ok"]
+    prompts, responses = ["a longer prompt ", "hello "], ["ok", "there."]  # read in order of length, answered in this
     scores = ModelReward(str(tmp_path), batch_size=1)(prompts, responses)
     assert scores.dtype == torch.float32
     for prompt, response, score in zip(prompts, responses, scores, strict=True):
