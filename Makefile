@@ -3,13 +3,18 @@
 # make peers  install the peer library too, and compare our losses with its own
 # make lint   style (ruff) and types (pyright)
 # make mutants  put the seeded bugs of tests/mutants/ into a copy, one by one, and write docs/mutants.md (about an hour)
+# make bench  install the peers and measure speed and memory beside them on S (about 15 minutes; WORKLOADS="S M Q" for all)
 # make docs-methods   write the generated parts of docs/methods.md anew (half a minute)
 
 PYTHON := $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint slow mutants docs-methods clean
+# what `make bench` measures; BENCH="--ablate" or "--growth" for its other parts
+WORKLOADS := S
+BENCH     :=
+
+.PHONY: demo test peers lint slow mutants bench docs-methods clean
 
 demo: $(VENV)/.installed
 	$(BIN)/alignlab
@@ -27,9 +32,12 @@ mutants: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.mutants
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/pyright
+
+bench: $(VENV)/.installed-peers $(VENV)/trl-1.12
+	$(BIN)/python -m benchmarks --workloads "$(WORKLOADS)" $(BENCH)
 
 docs-methods: $(VENV)/.installed
 	$(BIN)/python docs/build_methods.py
@@ -50,6 +58,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(VENV)/.installed-peers: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,peers]"
 	@touch $@
+
+# the last TRL with a PPO trainer, beside the installed one; without it PPO is measured alone
+$(VENV)/trl-1.12: $(BIN)/python
+	-$(BIN)/python -m pip install --quiet --no-deps --target $@ trl==1.12.0
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache

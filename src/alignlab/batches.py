@@ -52,11 +52,18 @@ class SFTBatch(NamedTuple):
     sequences: Sequences  # (B, T)
     rows: Int[Tensor, "B"]  # row numbers in the data set, for messages and caches
 
+    def take(self, index: Int[Tensor, "b"]) -> "SFTBatch":
+        """Some of the rows."""
+        return SFTBatch(self.sequences.take(index), self.rows[index])
+
+    def sequence_rows(self, index: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
+        """Which of `sequences` those rows are."""
+        return index
+
     def split(self, size: int) -> "Iterator[SFTBatch]":
         """Micro-batches of at most `size` sequences."""
-        for start in range(0, len(self.rows), size):
-            part = slice(start, start + size)
-            yield SFTBatch(self.sequences.take(part), self.rows[part])
+        for index in torch.arange(len(self.rows), device=self.rows.device).split(size):
+            yield self.take(index)
 
 
 class PreferenceBatch(NamedTuple):
@@ -66,6 +73,7 @@ class PreferenceBatch(NamedTuple):
     rows: Int[Tensor, "P"]
     preference: Float[Tensor, "P"] | None = None  # probability that chosen is the better one; None: certain, all 1
     weight: Float[Tensor, "P"] | None = None  # of each pair in a mean over pairs; None: all 1
+    ref_logprobs: Float[Tensor, "2P"] | None = None  # what the reference says of each sequence, once it was asked
 
     @property
     def total_weight(self) -> Float[Tensor, ""]:
@@ -74,15 +82,22 @@ class PreferenceBatch(NamedTuple):
             return torch.tensor(float(len(self.rows)), dtype=torch.float64, device=self.rows.device)
         return self.weight.double().sum()
 
+    def take(self, index: Int[Tensor, "p"]) -> "PreferenceBatch":
+        """Some of the pairs."""
+        rows = self.sequence_rows(index)
+        preference = None if self.preference is None else self.preference[index]
+        weight = None if self.weight is None else self.weight[index]
+        reference = None if self.ref_logprobs is None else self.ref_logprobs[rows]
+        return PreferenceBatch(self.sequences.take(rows), self.rows[index], preference, weight, reference)
+
+    def sequence_rows(self, index: Int[Tensor, "p"]) -> Int[Tensor, "2p"]:
+        """Which of `sequences` those pairs are: their chosen replies, then their rejected ones."""
+        return torch.cat([index, index + len(self.rows)])
+
     def split(self, size: int) -> "Iterator[PreferenceBatch]":
         """Micro-batches of at most `size` pairs."""
-        num_pairs = len(self.rows)
-        for start in range(0, num_pairs, size):
-            pairs = torch.arange(start, min(start + size, num_pairs), device=self.rows.device)
-            sequences = self.sequences.take(torch.cat([pairs, pairs + num_pairs]))
-            preference = None if self.preference is None else self.preference[pairs]
-            weight = None if self.weight is None else self.weight[pairs]
-            yield PreferenceBatch(sequences, self.rows[pairs], preference, weight)
+        for index in torch.arange(len(self.rows), device=self.rows.device).split(size):
+            yield self.take(index)
 
 
 class UnpairedBatch(NamedTuple):

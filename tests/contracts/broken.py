@@ -245,6 +245,13 @@ class LabelsIgnored(KTOLoss):
         return super().forward(policy, reference, kl_policy=kl_policy, kl_reference=kl_reference)
 
 
+class BaselineOfTheBatch(KTOLoss):
+    """Subtracts the mean reward too: mismatched pairs are not all that replies share."""
+
+    def baseline(self, rewards, desirable, kl):
+        return super().baseline(rewards, desirable, kl) + rewards.mean()
+
+
 class KLUnread(UnpairedBCOLoss):
     needs_kl = True
 

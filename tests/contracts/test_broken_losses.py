@@ -124,3 +124,15 @@ def test_wrong_values_of_unpaired_losses_are_caught():
     for loss in (KTOLoss(BETA), UnpairedBCOLoss(BETA)):
         loss.batch_coupled = False
         assert "batch" in broken(loss)
+
+
+def test_what_an_unpaired_loss_says_of_its_coupling_is_held_against_it():
+    loss = KTOLoss(BETA)
+    loss.coupled_by_kl_alone = False  # and nobody could cut its batch
+    [violation] = violations(loss)
+    assert violation.contract == "coupling" and "declare coupled_by_kl_alone = True" in violation.usual_cause
+    [violation] = violations(spoilt.BaselineOfTheBatch(BETA))
+    assert violation.contract == "coupling" and "set coupled_by_kl_alone = False" in violation.usual_cause
+    loss = UnpairedBCOLoss(BETA)
+    loss.coupled_by_kl_alone = True
+    assert broken(loss) == {"coupling"}

@@ -118,8 +118,50 @@ def test_a_row_or_a_batch_of_nothing_is_zero():
     mask = torch.zeros(2, 3).bool()
     for advantages in gae(torch.ones(2, 3), torch.ones(2, 3), mask, gamma=1.0, gae_lambda=1.0, bootstrap=torch.ones(2)):
         assert not advantages.any()
+    assert gae(torch.ones(0, 3), torch.ones(0, 3), mask[:0], gamma=1.0, gae_lambda=1.0)[0].shape == (0, 3)
     empty = gae(torch.ones(2, 0), torch.ones(2, 0), mask[:, :0], gamma=1.0, gae_lambda=1.0)
     assert empty[0].shape == (2, 0)
+
+
+@pytest.mark.parametrize("time", [1, 2, 3, 31, 32, 33, 64, 100])
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 1.0), (0.99, 0.95), (0.5, 0.7), (0.0, 0.9), (0.9, 0.0)])
+def test_every_length_equals_the_recursion_step_by_step(time: int, gamma: float, gae_lambda: float):
+    """Powers of two and their neighbours: the sums over the future are built by doubling."""
+    masks = [torch.rand(6, time) < share for share in (0.1, 0.5, 1.1)]
+    rewards, values, bootstrap = torch.randn(6, time).double(), torch.randn(6, time).double(), torch.randn(6).double()
+    for mask in masks:
+        found = gae(rewards, values, mask, gamma=gamma, gae_lambda=gae_lambda, bootstrap=bootstrap)
+        for ours, theirs in zip(found, twins.gae_step_by_step(rewards, values, mask, gamma, gae_lambda, bootstrap)):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 1.0), (0.999, 0.99)])
+def test_4096_steps_in_float32_are_within_1e_5_of_the_recursion_in_float64(gamma: float, gae_lambda: float):
+    mask = torch.rand(4, 4096) < 0.9
+    rewards, values = torch.rand(4, 4096), 10 * torch.rand(4, 4096)
+    ours = gae(rewards, values, mask, gamma=gamma, gae_lambda=gae_lambda)
+    theirs = twins.gae_step_by_step(rewards.double(), values.double(), mask, gamma, gae_lambda, None)
+    for found, exact in zip(ours, theirs):
+        assert found.dtype == torch.float32
+        scale = exact.abs().amax(1, keepdim=True)
+        assert float(((found - exact) / scale).abs().max()) < 1e-5
+
+
+def test_inputs_are_left_as_they_were():
+    mask = counted_steps()
+    inputs = [torch.randn(B, T), torch.randn(B, T), torch.randn(B)]
+    before = [x.clone() for x in inputs]
+    gae(inputs[0], inputs[1], mask, gamma=0.9, gae_lambda=0.9, bootstrap=inputs[2])
+    gae(inputs[0], inputs[1], torch.ones_like(mask), gamma=0.9, gae_lambda=0.9, bootstrap=inputs[2])
+    assert all(torch.equal(x, y) for x, y in zip(inputs, before))
+
+
+def test_the_wider_of_two_dtypes_is_kept():
+    mask = torch.ones(2, 5).bool()
+    for rewards, values in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+        inputs = (torch.ones(2, 5, dtype=rewards), torch.ones(2, 5, dtype=values))
+        advantages, returns = gae(*inputs, mask, gamma=1.0, gae_lambda=1.0, bootstrap=torch.ones(2).to(rewards))
+        assert advantages.dtype == returns.dtype == torch.float64
 
 
 @pytest.mark.parametrize("kind", ["rloo", "grpo"])

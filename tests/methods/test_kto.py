@@ -20,15 +20,9 @@ from tests.methods.test_methods import first_and_last
 STEADY = AdamW(schedule="constant", max_grad_norm=None)
 
 
-class Separable(KTOLoss):
-    """KTO as a loss that may be cut: everything it shares over the batch comes in from outside."""
-
-    batch_coupled = False
-
-
-def moved(**settings: Any):
+def moved(**settings: Any) -> Any:
     """KTO whose policy is no longer its reference, so that z is not 0."""
-    method = make_method("kto", **{"loss": Separable(beta=0.5), **settings})
+    method = make_method("kto", **{"loss": KTOLoss(beta=0.5), **settings})
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in method.trained_parameters():
@@ -104,6 +98,25 @@ def test_a_step_is_the_same_however_the_batch_is_cut(tmp_path: Path):
             assert metrics[size][name] == pytest.approx(metrics[None][name], rel=1e-4), name
         for weight, value in runs[None].items():
             torch.testing.assert_close(runs[size][weight], value, rtol=2e-3, atol=2e-4)
+
+
+def gradient_of_a_step(folder: Path, *, batch_size: int, micro_batch_size: int | None) -> torch.Tensor:
+    """Of one step, before clipping: Adam's first moment after it is (1 - beta_1) times the gradient it was given."""
+    settings = AdamW(schedule="constant", max_grad_norm=None, betas=(0.9, 0.999))
+    method = moved(max_steps=1, optimizer=settings)
+    assert method.loss.batch_coupled
+    data = make_data(UnpairedRow, batch_size=batch_size)
+    fit(method, folder, data=data, micro_batch_size=micro_batch_size)
+    return torch.cat([state["exp_avg"].flatten() / 0.1 for state in method.trainer.optimizers[0].state.values()])
+
+
+def test_one_times_eight_and_eight_times_one_give_one_gradient(tmp_path: Path):
+    """Though replies are coupled: by z alone, which is that of the eight."""
+    whole = gradient_of_a_step(tmp_path / "whole", batch_size=8, micro_batch_size=None)
+    assert float(whole.norm()) > 0.1
+    for size in (1, 3):
+        parts = gradient_of_a_step(tmp_path / str(size), batch_size=8, micro_batch_size=size)
+        assert float((parts - whole).norm() / whole.norm()) < 1e-5
 
 
 def test_no_gradient_flows_through_the_mismatched_pairs():

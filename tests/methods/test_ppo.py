@@ -1,5 +1,7 @@
 """PPO's inside: the first ratio is 1, what is outside a reply counts for nothing, whitening is over counted tokens."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from alignlab.batches import IGNORE
 from alignlab.kernels.masked import masked_whiten
 from alignlab.methods.experience import minibatches
 from alignlab.methods.ppo import PPO
+from alignlab.models.backbone import body_of
 from alignlab.models.critic import Critic
 from tests.methods.setting import PROMPT_ROW, letter_reward, lora, make_data, make_method
 
@@ -112,6 +115,25 @@ def test_a_separate_critic_is_trained_and_shares_no_weight_with_the_policy():
     assert len(method.trained_parameters()) == len(list(method.policy.parameters())) + len(
         list(method.critic.parameters())
     )
+
+
+def test_beside_an_adapter_a_separate_critic_has_its_own_and_shares_what_is_frozen():
+    method: Any = make_method("ppo", critic="separate", adapter=lora())
+    ours, critics = (
+        {p.data_ptr(): p.requires_grad for p in part.parameters()}
+        for part in (body_of(method.policy.model), method.critic.body)
+    )
+    assert set(ours) & set(critics) == {place for place, is_trained in ours.items() if not is_trained}
+    assert sum(critics.values()) == sum(ours.values()) > 0
+    batch, rollout = rollout_of(method)
+    experience, _ = method.collect(rollout, batch.rows)
+    with torch.no_grad():  # a critic that moves leaves policy and reference where they were
+        for parameter in method.critic.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1
+    again, _ = method.collect(rollout, batch.rows)
+    assert not torch.equal(again.values, experience.values)
+    torch.testing.assert_close(again.logprobs, experience.logprobs, rtol=0, atol=0)
 
 
 def test_a_single_score_moves_the_right_log_probs_up():

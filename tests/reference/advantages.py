@@ -23,6 +23,21 @@ def gae(
     return _table(advantages), _table(returns)
 
 
+def gae_step_by_step(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float, bootstrap: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The recursion as papers write it: backwards over time, all rows at once, uncounted steps stepped over."""
+    advantages = torch.zeros_like(values)
+    advantage = values.new_zeros(len(values))
+    next_value = advantage if bootstrap is None else bootstrap
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = torch.where(mask[:, t], delta + gamma * gae_lambda * advantage, advantage)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
+        advantages[:, t] = torch.where(mask[:, t], advantage, 0.0)
+    return advantages, torch.where(mask, advantages + values, 0.0)
+
+
 def group_advantages(scores: Tensor, group_size: int, kind: str) -> Tensor:
     """A score less the mean of the others (rloo), or less the group's mean and over its standard deviation (grpo)."""
     result = []

@@ -7,8 +7,9 @@ from transformers import GenerationConfig
 from alignlab.batches import IGNORE, PromptBatch
 from alignlab.errors import ConfigError, DataError
 from alignlab.models.adapters import LoRA
+from alignlab.models.decoding import Decoder
 from alignlab.models.policy import Policy
-from alignlab.rollout.generate import continuation_text, generate
+from alignlab.rollout.generate import _closed_up, continuation_text, generate
 from tests import tiny_models as tiny
 
 LENGTHS = (9, 4, 6, 1)
@@ -50,11 +51,12 @@ def hf_greedy(policy: Policy, prompts: PromptBatch, max_new_tokens: int) -> list
 
 
 @pytest.mark.parametrize("kind", tiny.DECODERS)
-def test_greedy_replies_equal_transformers_for_each_prompt_alone(kind: str) -> None:
+@pytest.mark.parametrize("decoder", ["auto", "general"])
+def test_greedy_replies_equal_transformers_for_each_prompt_alone(kind: str, decoder: Decoder) -> None:
     policy = tiny.tiny_policy(kind, stop_token_ids=(2, 11, 17))
     prompts = tiny.tiny_prompts(LENGTHS)
     expected = hf_greedy(policy, prompts, 12)
-    rollout = generate(policy, prompts, max_new_tokens=12, greedy=True)
+    rollout = generate(policy, prompts, max_new_tokens=12, greedy=True, decoder=decoder)
     assert [reply_ids(rollout, row) for row in range(4)] == expected
     assert rollout.complete.tolist() == [reply[-1] in (2, 11, 17) for reply in expected]
 
@@ -73,6 +75,65 @@ def test_sampler_logprobs_equal_the_training_forwards_at_any_temperature(kind: s
         assert (
             (out.logprobs - policy(rollout.sequences, temperature=temperature).logprobs).exp() - 1
         ).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", tiny.DECODERS)
+def test_both_decoders_draw_the_same_tokens_with_the_same_generator(kind: str) -> None:
+    policy = tiny.tiny_policy(kind, adapter=LoRA(4, alpha=16.0), stop_token_ids=(2, 11, 17, 20))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=seeded(7))
+    prompts = tiny.tiny_prompts((19, 4, 6, 1, 12, 9))
+    ours, general = (
+        generate(policy, prompts, max_new_tokens=30, generator=seeded(2), temperature=1.5, top_k=20, decoder=decoder)
+        for decoder in ("auto", "general")
+    )
+    assert ours.sequences.input_ids.equal(general.sequences.input_ids)
+    assert ours.complete.equal(general.complete) and ours.complete.any()
+    assert (ours.sampler_logprobs - general.sampler_logprobs).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("decoder", ["auto", "general"])
+def test_sampler_logprobs_are_exact_in_float64(decoder: Decoder) -> None:
+    policy = tiny.tiny_policy("gpt2", stop_token_ids=(2, 11, 17)).double()
+    rollout = generate(policy, tiny.tiny_prompts(LENGTHS), max_new_tokens=16, generator=seeded(), decoder=decoder)
+    with torch.no_grad():
+        out = policy(rollout.sequences)
+    assert rollout.sampler_logprobs.dtype == torch.float64
+    assert (out.logprobs - rollout.sampler_logprobs).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
+def test_replies_of_two_tokens_follow_the_policys_distribution(kind: str) -> None:
+    policy = Policy(
+        tiny.tiny_causal(kind, vocab_size=6, factor=3.0), tokenizer=tiny.tiny_tokenizer(), stop_token_ids=(2,)
+    )
+    draws, prompt = 6000, torch.tensor([[3, 5, 4]])
+    prompts = PromptBatch(
+        prompt.expand(draws, -1), torch.ones(draws, 3, dtype=torch.bool), torch.arange(draws), ("",) * draws
+    )
+    rollout = generate(policy, prompts, max_new_tokens=2, generator=seeded(11))
+    replies: list[tuple[int, ...]] = [(2,), *((a, b) for a in range(6) if a != 2 for b in range(6))]  # 2 ends a reply
+    with torch.no_grad():
+        first = policy.model(prompt).logits[0, -1].log_softmax(-1)
+        second = [
+            policy.model(torch.cat([prompt, torch.tensor([[a]])], 1)).logits[0, -1].log_softmax(-1) for a in range(6)
+        ]
+    expected = torch.stack([first[r[0]] + (second[r[0]][r[1]] if len(r) == 2 else 0.0) for r in replies]).exp() * draws
+    assert expected.sum().item() == pytest.approx(draws, rel=1e-5) and expected.min() > 5
+    counts = torch.zeros(len(replies))
+    for row in range(draws):
+        counts[replies.index(tuple(reply_ids(rollout, row)))] += 1
+    chi_square = ((counts - expected) ** 2 / expected).sum().item()
+    assert chi_square < 59.7  # the 0.1 % point of chi-square with 30 degrees of freedom
+
+
+def test_gaps_of_finished_rows_are_filled_from_the_end() -> None:
+    going = torch.tensor([True, False, True, False, False, True, True])
+    assert _closed_up(going).tolist() == [0, 5, 2, 6]
+    assert _closed_up(~going).tolist() == [3, 1, 4]
+    assert _closed_up(torch.zeros(3, dtype=torch.bool)).tolist() == []
 
 
 def test_a_rollout_holds_prompt_reply_and_nothing_after_the_first_stop_token() -> None:

@@ -1,6 +1,8 @@
 """The choice of a token: numbers worked by hand, and the distribution of many draws."""
 
 import math
+from bisect import bisect_right
+from itertools import accumulate
 
 import pytest
 import torch
@@ -64,6 +66,34 @@ def test_a_token_that_was_cut_is_never_drawn_even_at_the_edges() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(2, -1)
     edges = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
     assert sample(logits.log_softmax(-1), edges).tokens.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("width", [511, 1024, 1025, 1536, 1700, 2049])
+def test_large_vocabularies_are_searched_as_if_they_were_one_cumulative_distribution(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    logprobs = (torch.randn(1, width, generator=generator, dtype=torch.float64) * 3).log_softmax(-1)
+    logprobs[0, :7], logprobs[0, 300:1024] = -torch.inf, -torch.inf  # with a block of which nothing is left
+    cumulative = list(accumulate(logprobs[0].exp().tolist()))
+    uniform = torch.rand(3000, generator=generator, dtype=torch.float64)
+    expected = [bisect_right(cumulative, u * cumulative[-1]) for u in uniform.tolist()]
+    choice = sample(logprobs.expand(3000, -1), uniform)
+    assert choice.tokens.tolist() == expected
+    assert choice.logprobs.equal(logprobs[0, expected])
+
+
+def test_a_token_that_was_cut_is_never_drawn_at_the_edges_of_blocks() -> None:
+    logits = torch.full((2, 2000), -torch.inf)
+    logits[:, [600, 1800]] = 0.0
+    edges = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert sample(logits.log_softmax(-1), edges).tokens.tolist() == [600, 1800]
+    half = torch.tensor([0.5 - 2**-53, 0.5], dtype=torch.float64)
+    assert sample(logits.log_softmax(-1), half).tokens.tolist() == [600, 1800]
+
+
+def test_float64_stays_float64() -> None:
+    exact = log_distribution(LOGITS.double(), temperature=1.0, top_k=0, top_p=1.0)
+    assert exact.dtype == torch.float64
+    assert log_distribution(LOGITS.bfloat16(), temperature=1.0, top_k=0, top_p=1.0).dtype == torch.float32
 
 
 def test_greedy_takes_the_first_of_equals() -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from alignlab.errors import ConfigError, HardwareError
 Metrics = dict[str, float]
 log = logging.getLogger("alignlab")
 
+
+LAYOUTS = ("auto", "padded", "packed", "shared")
+"""What hardware.layout may say; see `models/packing.py`."""
+
+TINY_NETWORK = 1_000_000
+"""Weights below which a second thread gains nothing, and costs much where other programs want the cores too."""
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
 
@@ -32,9 +39,14 @@ def seed_everything(seed: int) -> None:
 
 
 def check_hardware(cfg: DictConfig) -> None:
-    """HardwareError where the machine lacks what is asked for."""
+    """HardwareError where the machine lacks what is asked for; ConfigError for settings that say nothing."""
     import torch
 
+    h = cfg.hardware
+    if h.layout not in LAYOUTS:
+        raise ConfigError(f"hardware.layout={h.layout}: allowed are {', '.join(LAYOUTS)}")
+    if h.threads is not None and not (isinstance(h.threads, int) and h.threads >= 1):
+        raise ConfigError(f"hardware.threads={h.threads}: expected null or a number from 1")
     if cfg.hardware.accelerator == "gpu" and not torch.cuda.is_available():
         raise HardwareError(
             "hardware=gpu: torch sees no CUDA device here; choose hardware=cpu, or install a CUDA build"
@@ -45,6 +57,25 @@ def device_of(cfg: DictConfig) -> str:
     """Where a single process computes."""
     check_hardware(cfg)
     return "cuda" if cfg.hardware.accelerator == "gpu" else "cpu"
+
+
+def use_threads(cfg: DictConfig, model: Any) -> None:
+    """As many CPU threads as hardware.threads says; null: one for a tiny network, whose threads would only wait."""
+    import torch
+
+    own_choice, wanted = torch_threads(), cfg.hardware.threads
+    if wanted is None:
+        size = sum(p.numel() for p in model.parameters())
+        wanted = 1 if size < TINY_NETWORK else own_choice
+    torch.set_num_threads(wanted)
+
+
+@cache
+def torch_threads() -> int:
+    """The number that torch starts with; to be asked before it is changed."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def world_size(cfg: DictConfig) -> int:

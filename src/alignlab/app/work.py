@@ -22,6 +22,7 @@ from alignlab.app.training import (
     make_trainer,
     rank_of_process,
     seed_everything,
+    use_threads,
     world_of,
 )
 from alignlab.errors import ConfigError
@@ -42,13 +43,17 @@ def train(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     make_method = instantiate(cfg.method)
     method_class: type[Method] = make_method.func
     data = make_data(cfg, folder, source, method_class.row_type)
-    method: Method = make_method(load_model(cfg, source, method_class))
+    model = load_model(cfg, source, method_class)
+    model.layout = cfg.hardware.layout
+    use_threads(cfg, model)
+    method: Method = make_method(model)
     seed_everything(cfg.seed + 100_003 * rank_of_process())  # dropout differs between processes, weights did not
     total_steps = method.num_steps(data.steps_per_epoch)
     method.plan(
         seed=cfg.seed,
         total_steps=total_steps,
         micro_batch_size=cfg.hardware.micro_batch_size,
+        loss_in_chunks=cfg.hardware.loss_in_chunks,
         log_every=max(total_steps // max(cfg.task.log_points, 1), 1),
     )
     state = newest_checkpoint(folder / "checkpoints")

@@ -29,7 +29,7 @@ from alignlab.contracts.pipeline import padding
 from alignlab.contracts.scores import Scores
 from alignlab.contracts.subjects import Subject
 from alignlab.contracts.tokens import PolicyTokens, ReplyTokens, ValueTokens, masked_positions
-from alignlab.contracts.unpaired import Replies, reads_what_it_says
+from alignlab.contracts.unpaired import Replies, coupling, reads_what_it_says
 from alignlab.contracts.unpaired import value_at_reference as value_of_replies
 from alignlab.contracts.world import optimum
 from alignlab.errors import AlignlabError, ConfigError
@@ -61,7 +61,12 @@ _PAIRS = {
     "value_at_reference": value_at_reference,
     "optimum": optimum,
 }
-_REPLIES = {**_EVERY, "declared inputs": reads_what_it_says, "value_at_reference": value_of_replies}
+_REPLIES = {
+    **_EVERY,
+    "declared inputs": reads_what_it_says,
+    "coupling": coupling,
+    "value_at_reference": value_of_replies,
+}
 
 KINDS: dict[type[nn.Module], tuple[type[Subject], dict[str, Measure]]] = {
     PreferenceLoss: (Pairs, _PAIRS),

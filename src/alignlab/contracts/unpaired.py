@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignlab.contracts.finding import SAME, Finding, difference, remark
-from alignlab.contracts.subjects import EXTREME, Rows, Subject, num_rows, take, uniform
+from alignlab.contracts.finding import SAME, Finding, declared, difference, remark
+from alignlab.contracts.subjects import EXTREME, Rows, Subject, num_rows, split, take, uniform
 from alignlab.losses.base import LossOutput, Normalizer
 from alignlab.losses.unpaired import UnpairedLogprobs
 
@@ -77,6 +77,32 @@ def reads_what_it_says(replies: Replies) -> Iterator[Finding]:
     what = f"needs_kl = {loss.needs_kl}, and other mismatched pairs change the loss by"
     cause = must if loss.needs_kl else "kl_policy is read although needs_kl = False: methods would not compute it"
     yield Finding(what, changed_by(kl_policy=rows["kl_policy"] * 0.5), SAME, cause, must_differ=loss.needs_kl)
+
+
+def coupling(replies: Replies) -> Iterator[Finding]:
+    """Given the mismatched pairs of the whole step, the cut does not matter (coupled_by_kl_alone = False: it may)."""
+    rows, loss = replies.draw(_NUM_REPLIES), replies.fresh()
+    if not (loss.batch_coupled and loss.needs_kl):
+        if loss.coupled_by_kl_alone:
+            cause = "it is for a coupled loss (batch_coupled) that reads mismatched pairs (needs_kl)"
+            yield Finding("coupled_by_kl_alone = True where there is nothing of the kind", 1.0, 0.0, cause)
+        else:
+            yield remark("no mismatched pairs couple a batch")
+        return
+    whole, shared = replies.evaluate(rows), {name: rows[name] for name in ("kl_policy", "kl_reference")}
+    parts = [replies.evaluate(part | shared, loss=loss) for part in split(rows, (7, 1, 16))]
+    weights = [size / _NUM_REPLIES for size in (7, 1, 16)]
+    value = torch.stack([w * part.loss for w, part in zip(weights, parts, strict=True)]).sum()
+    gradient = torch.cat([w * part.gradients["policy"] for w, part in zip(weights, parts, strict=True)])
+    scale = whole.gradients["policy"].abs().max().clamp(min=1e-12)
+    yield declared(
+        loss.coupled_by_kl_alone,
+        "with the mismatched pairs of the whole step, a cut into 7, 1 and 16 replies changes loss or gradient by",
+        max(difference(value, whole.loss), difference(gradient / scale, whole.gradients["policy"] / scale)),
+        holds_not="something else of the batch is in the baseline (its rewards or labels, running state): then set "
+        "coupled_by_kl_alone = False",
+        holds_though_denied="the loss may be cut: declare coupled_by_kl_alone = True, and micro-batches are allowed",
+    )
 
 
 def value_at_reference(replies: Replies) -> Iterator[Finding]:

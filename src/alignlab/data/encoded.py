@@ -55,6 +55,11 @@ class EncodedRows:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row; of a pair, of both its sequences."""
+        return np.stack([table.lengths for table in self.tables]).sum(0)
+
     def take(self, index: np.ndarray) -> "EncodedRows":
         """Some of the rows, in the order of `index`."""
         tables = tuple(TokenTable.from_rows([table.row(i) for i in index]) for table in self.tables)

@@ -35,21 +35,58 @@ def step_rows(step: int, *, num_rows: int, batch_size: int, seed: int) -> list[i
     return epoch_order(num_rows, seed, epoch)[batch * batch_size : (batch + 1) * batch_size].tolist()
 
 
+def token_steps(lengths: np.ndarray, batch_tokens: int) -> int:
+    """Steps of an epoch whose batches hold about `batch_tokens` tokens; the same number in every epoch."""
+    return min(-(-int(lengths.sum()) // batch_tokens), len(lengths))
+
+
+def step_rows_by_tokens(step: int, *, lengths: np.ndarray, batch_tokens: int, seed: int) -> list[int]:
+    """Row numbers of one optimizer step that has its share of the epoch's tokens, at most `batch_tokens` and less than
+    a row more. Every batch has a row."""
+    num_batches = token_steps(lengths, batch_tokens)
+    epoch, batch = divmod(step, num_batches)
+    order = epoch_order(len(lengths), seed, epoch)
+    bounds = _bounds(np.cumsum(lengths[order]), num_batches)
+    return order[bounds[batch] : bounds[batch + 1]].tolist()
+
+
+def _bounds(ends: np.ndarray, num_batches: int) -> list[int]:
+    """Where each of `num_batches` runs of rows starts, by the tokens up to each row's end; then where the last ends."""
+    bounds = [0]
+    for batch in range(1, num_batches):
+        wanted = int(np.searchsorted(ends, ends[-1] * batch / num_batches, side="right"))
+        most = len(ends) - (num_batches - batch)  # the batches after this one need a row each
+        bounds.append(min(max(wanted, bounds[-1] + 1), most))
+    return [*bounds, len(ends)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShuffledBatches:
     """Training batches of finite data: every row once an epoch."""
 
     rows: EncodedRows
     batch_size: int
+    batch_tokens: int | None = None
     seed: int
     pad_id: int
     share: slice
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that see each row once."""
+        if self.batch_tokens is None:
+            return -(-len(self.rows) // self.batch_size)
+        return token_steps(self.rows.lengths, self.batch_tokens)
 
     def __call__(self, step: int) -> Batch:
         """This process's part of optimizer step `step`."""
         if not len(self.rows):
             raise DataError("the source has no training rows; give data.source.train")
-        index = step_rows(step, num_rows=len(self.rows), batch_size=self.batch_size, seed=self.seed)
+        if self.batch_tokens is None:
+            index = step_rows(step, num_rows=len(self.rows), batch_size=self.batch_size, seed=self.seed)
+        else:
+            lengths = self.rows.lengths
+            index = step_rows_by_tokens(step, lengths=lengths, batch_tokens=self.batch_tokens, seed=self.seed)
         return collate(self.rows, index, pad_id=self.pad_id, share=self.share)
 
 

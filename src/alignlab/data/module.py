@@ -29,6 +29,7 @@ class DataModule(L.LightningDataModule):
     """Rows of one source for one method and one tokenizer.
 
     `batch_size` counts rows, pairs or prompts of one optimizer step over all processes; each process gets its share.
+    `batch_tokens` cuts an epoch into steps of about so many tokens instead (prompts and replies; pairs have two).
     With `on_bad_row="skip"` rows that cannot be used are left out and listed in `bad_rows`. `gold` is the true reward
     where one is known, kept for whoever evaluates. The rules of encoding are those of `data/tokenize.py`.
     """
@@ -43,6 +44,7 @@ class DataModule(L.LightningDataModule):
         seed: int,
         max_length: int,
         batch_size: int,
+        batch_tokens: int | None = None,
         max_prompt_length: int | None = None,
         template: Template = "auto",
         append_eos: bool = True,
@@ -65,12 +67,15 @@ class DataModule(L.LightningDataModule):
         self.seed = seed
         self.max_length = max_length
         self.batch_size = batch_size
+        self.batch_tokens = batch_tokens
         self.eval_batch_size = eval_batch_size or batch_size
         self.max_new_tokens = max_new_tokens
         self.num_workers = num_workers
         self.gold = gold
         limits: dict[Split, int | None] = {"train": train_rows, "validation": validation_rows, "test": test_rows}
         faults = split_faults(limits, validation_fraction, on_bad_row, is_stream=self.stream is not None)
+        if self.stream is not None and batch_tokens is not None:
+            faults.append(f"data.batch_tokens={batch_tokens}: the source makes fresh rows at each step; set batch_size")
         self._check(max_prompt_length, faults)
         self._encoder = TextEncoder(
             tokenizer,
@@ -135,7 +140,7 @@ class DataModule(L.LightningDataModule):
     @property
     def steps_per_epoch(self) -> int | None:
         """Optimizer steps that see each training row once; the last may be smaller. None for a stream."""
-        return -(-self.num_train // self.batch_size) if self.stream is None else None
+        return self._shuffled(self._share).steps_per_epoch if self.stream is None else None
 
     @property
     def longest_prompt(self) -> int:
@@ -222,19 +227,33 @@ class DataModule(L.LightningDataModule):
 
     def _training(self, share: slice) -> Callable[[int], Batch]:
         """The training batches by step."""
-        common: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "pad_id": self.pad_id}
         if self.stream is None:
-            return ShuffledBatches(rows=self.train_rows, share=share, **common)
+            return self._shuffled(share)
         return FreshBatches(
             source=self.stream,
             row_type=self.row_type,
             encoder=self._encoder,
             max_length=self.max_length,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            pad_id=self.pad_id,
             share=share,
-            **common,
+        )
+
+    def _shuffled(self, share: slice) -> ShuffledBatches:
+        return ShuffledBatches(
+            rows=self.train_rows,
+            batch_size=self.batch_size,
+            batch_tokens=self.batch_tokens,
+            seed=self.seed,
+            pad_id=self.pad_id,
+            share=share,
         )
 
     def _check_shares(self) -> None:
+        if self.batch_tokens is not None:
+            self._check_tokens(self.batch_tokens)
+            return
         smallest = self.batch_size if self.stream is not None else self.num_train % self.batch_size or self.batch_size
         if smallest >= self._world_size or (self.stream is None and not self.num_train):
             return
@@ -247,6 +266,17 @@ class DataModule(L.LightningDataModule):
             f"cannot be shared by {self._world_size} processes; set data.train_rows={self.num_train - smallest} "
             "or another batch size"
         )
+
+    def _check_tokens(self, batch_tokens: int) -> None:
+        """ConfigError unless a batch has room for a row of every process, however the rows fall."""
+        longest = int(self.train_rows.lengths.max(initial=0))
+        # a batch has more than half of batch_tokens, less what a row may overhang
+        least = longest if self._world_size == 1 else 2 * longest * self._world_size
+        if batch_tokens < least:
+            raise ConfigError(
+                f"data.batch_tokens={batch_tokens}: the longest training row has {longest} tokens, and "
+                f"{self._world_size} process(es) share a batch; expected at least {least}"
+            )
 
     def _eval_loader(self, split: Split) -> DataLoader[Batch] | list[Any]:
         rows = self.encoded(split)
@@ -266,6 +296,7 @@ class DataModule(L.LightningDataModule):
             )
         for name, value, least in (
             ("batch_size", self.batch_size, 1),
+            ("batch_tokens", self.batch_tokens or 1, 1),
             ("eval_batch_size", self.eval_batch_size, 1),
             ("max_new_tokens", self.max_new_tokens, 1),
             ("num_workers", self.num_workers, 0),

@@ -113,7 +113,7 @@ def network_scores(
     world: ExactWorld,
     *,
     device: torch.device | str = "cpu",
-    batch_size: int = 4096,
+    batch_size: int = 1024,
 ) -> Float[Tensor, "*K N"]:
     """A reward model's raw score of every response, float64 on the CPU."""
     everything = every_response(world)

@@ -7,6 +7,7 @@ padding or a tool's output, none of which is a step of the policy.
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -31,19 +32,36 @@ def gae(
         delta_t = r_t + gamma * V_next(t) - V_t,    A_t = delta_t + gamma * lambda * A_next(t),    R_t = A_t + V_t
     After the last counted step the advantage is 0 and the value is `bootstrap` (0 if None: the episode ended there).
     What stands at uncounted steps, NaN included, is never read. A row without counted steps is all 0.
+
+    No loop over time: counted steps are moved to the front of their row, where next(t) is t + 1, and the sums over
+    the future are built by doubling, in log2 of the longest row's number of them.
     """
     with autocast_off(values):
-        rewards, values = torch.where(mask, upcast(rewards), 0.0), torch.where(mask, upcast(values), 0.0)
-        advantages = torch.zeros_like(rewards + values)  # the wider of the two dtypes
-        advantage = advantages.new_zeros(len(advantages))
-        next_value = advantage if bootstrap is None else upcast(bootstrap)
-        for t in reversed(range(values.shape[1])):
-            counted = mask[:, t]
-            delta = rewards[:, t] + gamma * next_value - values[:, t]
-            advantage = torch.where(counted, delta + gamma * gae_lambda * advantage, advantage)
-            next_value = torch.where(counted, values[:, t], next_value)
-            advantages[:, t] = torch.where(counted, advantage, 0.0)
+        rewards, values = upcast(rewards), torch.where(mask, upcast(values), 0.0)
+        place, count = mask.cumsum(1) - 1, mask.sum(1, keepdim=True)  # each step's column at the front; (B, 1)
+        length = int(count.max()) if len(count) else 0
+        place = torch.where(mask, place, length + 1)
+        # columns: the counted steps, one for what follows the last of them, and one where all uncounted steps end up
+        step_rewards, step_values = (x.new_zeros(len(x), length + 2).scatter(1, place, x) for x in (rewards, values))
+        if bootstrap is not None:
+            step_values = step_values.scatter(1, count, bootstrap.to(values).unsqueeze(1))
+        deltas = step_rewards[:, :length] + gamma * step_values[:, 1 : length + 1] - step_values[:, :length]
+        deltas = torch.where(torch.arange(length, device=mask.device) < count, deltas, 0.0)
+        advantages = F.pad(_discounted_sums(deltas, gamma * gae_lambda), (0, 2)).gather(1, place)
         return advantages, advantages + values  # values are 0 where nothing counts
+
+
+def _discounted_sums(x: Float[Tensor, "B L"], discount: float) -> Float[Tensor, "B L"]:
+    """y_t = sum_k discount^k x_(t + k), in place.
+
+    After a pass with a span of s, each entry is the sum of its next 2s terms: two neighbouring sums of s, the later one
+    discounted by s steps. The tree of sums is also exacter than adding one term at a time.
+    """
+    span = 1
+    while span < x.shape[1]:
+        x[:, :-span] += discount * x[:, span:]
+        span, discount = 2 * span, discount * discount
+    return x
 
 
 def group_advantages(

@@ -73,6 +73,11 @@ class PreferenceLoss(nn.Module, ABC):
         require_positive(self, beta=beta)
         self.beta = beta
 
+    @property
+    def is_separable(self) -> bool:
+        """Whether the loss of a batch may be taken pair by pair; a `forward` of one's own may do anything with it."""
+        return not self.batch_coupled and type(self).forward is PreferenceLoss.forward
+
     @abstractmethod
     def per_pair(self, policy: PairLogprobs, reference: PairLogprobs | None) -> Float[Tensor, "P"]:
         """The loss of each pair: the one thing that a new loss must say."""

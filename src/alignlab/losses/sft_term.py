@@ -68,6 +68,10 @@ class WithSFT(PreferenceLoss):
         self.needs_reference, self.batch_coupled = loss.needs_reference, loss.batch_coupled
         self.monotone = loss.monotone
 
+    @property
+    def is_separable(self) -> bool:
+        return self.loss.is_separable
+
     def forward(
         self,
         policy: PairLogprobs,

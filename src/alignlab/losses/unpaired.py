@@ -44,6 +44,10 @@ class UnpairedLoss(nn.Module, ABC):
     batch_coupled: bool = True
     """A reply's loss depends on the others of its batch, through the baseline."""
 
+    coupled_by_kl_alone: bool = False
+    """True: the mismatched pairs are all that couples a batch; given those of the whole step, replies may be scored in
+    parts. Methods then allow micro-batches and several processes."""
+
     value_at_reference: float | None = None
     """The loss of every reply where policy and reference agree; None where that is no fixed number."""
 
@@ -117,6 +121,7 @@ class KTOLoss(UnpairedLoss):
     """
 
     needs_kl = True
+    coupled_by_kl_alone = True
 
     def __init__(self, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0):
         super().__init__(beta)

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from alignlab.errors import ConfigError, NonFiniteError
 from alignlab.losses.base import LossOutput
 from alignlab.methods.optimization import AdamW
+from alignlab.methods.parts import Divisible, in_parts
+from alignlab.models.policy import Policy, PolicyOutput
 
 MOST_SKIPPED = 20
 """Steps in a row that a float16 loss scaler may skip before the run is given up."""
@@ -51,6 +53,7 @@ class Method(L.LightningModule):
         self.total_steps = 0
         self.completed_steps = 0
         self.micro_batch_size: int | None = None
+        self.loss_in_chunks = True
         self.log_every = 1
         self.seen_tokens = 0  # real tokens of this process's training batches, for throughput
         self.validation_metrics: dict[str, float] = {}
@@ -102,10 +105,18 @@ class Method(L.LightningModule):
             )
         return by_epochs if self.max_steps is None else self.max_steps
 
-    def plan(self, *, seed: int, total_steps: int, micro_batch_size: int | None = None, log_every: int = 1) -> None:
+    def plan(
+        self,
+        *,
+        seed: int,
+        total_steps: int,
+        micro_batch_size: int | None = None,
+        loss_in_chunks: bool = True,
+        log_every: int = 1,
+    ) -> None:
         """Fix what the constructor could not know."""
         self.seed, self.total_steps = seed, total_steps
-        self.micro_batch_size, self.log_every = micro_batch_size, log_every
+        self.micro_batch_size, self.loss_in_chunks, self.log_every = micro_batch_size, loss_in_chunks, log_every
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """All parameters that are optimized, in a fixed order, each once."""
@@ -166,6 +177,25 @@ class Method(L.LightningModule):
         names = sorted(metrics)
         summed = self.sum_over_processes(torch.stack([metrics[name] for name in names]))
         return {**dict(zip(names, summed, strict=True)), "lr": torch.tensor(lr), "grad_norm": self._grad_norm}
+
+    def scored(
+        self,
+        policy: Policy,
+        batch: Divisible,
+        loss: Callable[[Any, PolicyOutput], LossOutput],
+        *,
+        is_separable: bool = True,
+        **asked: Any,
+    ) -> tuple[LossOutput, Tensor | None]:
+        """`loss(batch, policy(batch))`, and the values if they were asked for.
+
+        A loss that is a mean over what `count` counts is taken part by part inside the output head, which is the same
+        number for less work, unless `is_separable` or hardware.loss_in_chunks forbids it.
+        """
+        if is_separable and self.loss_in_chunks and torch.is_grad_enabled():
+            return in_parts(policy, batch, loss, self.count, **asked)
+        out = policy(batch.sequences, **asked)
+        return loss(batch, out), out.values
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Gradients are whole and unscaled here: clip them, and refuse to step on a NaN."""

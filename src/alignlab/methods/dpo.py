@@ -21,7 +21,7 @@ from alignlab.losses.preference import PairLogprobs, PreferenceLoss
 from alignlab.methods.base import Method
 from alignlab.methods.optimization import AdamW
 from alignlab.methods.reference_cache import ReferenceCache
-from alignlab.models.policy import Policy
+from alignlab.models.policy import Policy, PolicyOutput
 from alignlab.models.reference import AdapterOff, FrozenCopy
 from alignlab.rows import PreferenceRow
 
@@ -89,24 +89,35 @@ class DPO(Method):
         return batch.total_weight
 
     def compute(self, batch: PreferenceBatch) -> LossOutput:
-        return self._loss_of(batch, "train")
+        batch = self.with_reference(batch, "train")
+        return self.scored(self.policy, batch, self.loss_of, is_separable=self.loss.is_separable)[0]
 
-    def _loss_of(self, batch: PreferenceBatch, split: str) -> LossOutput:
-        out = self.policy(batch.sequences)
-        policy = pair_logprobs(out.logprobs, out.mask)
+    def with_reference(self, batch: PreferenceBatch, split: str) -> PreferenceBatch:
+        """The batch with what the reference says of its replies, looked up or asked; as it is where none is needed."""
         if self.cache is not None:
-            sums = self.cache.lookup(split, batch.rows).to(out.logprobs.device)  # (2, P): chosen, rejected
-            reference = PairLogprobs(sums[0], sums[1], policy.chosen_length, policy.rejected_length)
-        elif self.reference is not None:
-            reference = pair_logprobs(self.reference(batch.sequences), out.mask)
-        else:
-            reference = None
-        return self.loss(policy, reference, preference=batch.preference, weight=batch.weight)
+            return batch._replace(ref_logprobs=self.cache.lookup(split, batch.rows).flatten().to(batch.rows.device))
+        if self.reference is not None:
+            return batch._replace(ref_logprobs=self.reference(batch.sequences).sum(-1))
+        return batch
+
+    def loss_of(self, batch: PreferenceBatch, out: PolicyOutput) -> LossOutput:
+        """The loss of pairs of which policy and reference have been asked."""
+        return pair_loss(self.loss, batch, out)
 
     def evaluate_batch(self, batch: PreferenceBatch, split: str) -> dict[str, Tensor]:
-        loss, metrics = self._loss_of(batch, split)
+        batch = self.with_reference(batch, split)
+        loss, metrics = self.loss_of(batch, self.policy(batch.sequences))
         count = batch.total_weight
         return {**{name: value.double() * count for name, value in {"loss": loss, **metrics}.items()}, "count": count}
+
+
+def pair_loss(loss: PreferenceLoss, batch: PreferenceBatch, out: PolicyOutput) -> LossOutput:
+    """`loss` of a batch that has `ref_logprobs`, if they are needed."""
+    policy, reference = pair_logprobs(out.logprobs, out.mask), None
+    if batch.ref_logprobs is not None:
+        chosen, rejected = batch.ref_logprobs.chunk(2)
+        reference = PairLogprobs(chosen, rejected, policy.chosen_length, policy.rejected_length)
+    return loss(policy, reference, preference=batch.preference, weight=batch.weight)
 
 
 def pair_logprobs(logprobs: Tensor, mask: Tensor) -> PairLogprobs:

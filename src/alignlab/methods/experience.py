@@ -38,6 +38,10 @@ class Experience(NamedTuple):
 
         return Experience(Sequences(*(cut(x) for x in self.sequences)), *(cut(x) for x in self[1:]))
 
+    def sequence_rows(self, index: Tensor) -> Tensor:
+        """Which of `sequences` those replies are."""
+        return index
+
 
 class Part(Protocol):
     """What can be cut into minibatches: N replies (or pairs) with their row numbers."""

@@ -5,8 +5,9 @@ For KTO (Ethayarajh et al. 2024, eq. 7) the loss of a reply is
 where z estimates KL(pi || pi_ref): the mean of log pi(y'|x) / pi_ref(y'|x), not below 0, over the *mismatched* pairs of
 the optimizer step (each prompt with another row's reply, see `batches.UnpairedBatch`). No gradient goes through z.
 
-z is of the whole step: it is worked out before the update, over all micro-batches and processes. On held-out data it
-is that of each batch (of this process's part of it).
+z is of the whole step: it is worked out before the update, over all micro-batches and processes, so cutting the batch
+does not change it; a loss that shares more than z is refused then. On held-out data z is that of each batch (of this
+process's part of it).
 """
 
 from collections.abc import Callable, Iterable
@@ -69,7 +70,8 @@ class KTO(Method):
         return [self.policy]
 
     def before_training(self, data: Any) -> None:
-        refuse_cut_batches(self.loss, self.micro_batch_size)
+        if not self.loss.coupled_by_kl_alone:
+            refuse_cut_batches(self.loss, self.micro_batch_size)
         if self.loss.needs_kl and data.batch_size < 2:
             raise ConfigError(
                 f"data.batch_size={data.batch_size}: {type(self.loss).__name__} pairs each prompt with another row's "

@@ -8,18 +8,18 @@ temperature that was sampled at, as everywhere in these methods.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from alignlab.batches import Rollout, Sequences
+from alignlab.batches import PreferenceBatch, Rollout
 from alignlab.errors import ConfigError
 from alignlab.losses.base import LossOutput
-from alignlab.losses.preference import PairLogprobs, PreferenceLoss
+from alignlab.losses.preference import PreferenceLoss
 from alignlab.methods.controllers import FixedKL
-from alignlab.methods.dpo import pair_logprobs
+from alignlab.methods.dpo import pair_loss
 from alignlab.methods.experience import rollout_metrics, rollout_sums
 from alignlab.methods.on_policy import OnPolicy
 from alignlab.methods.optimization import AdamW
@@ -32,20 +32,6 @@ LABELS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bradley_terry_soft": lambda gap, uniform: gap.sigmoid(),
 }
 """The probability [P] that the first reply is the better one, from (its score less the other's, a uniform number)."""
-
-
-class Pairs(NamedTuple):
-    """P pairs as 2P sequences, first replies before second ones, with what is fixed while the policy moves."""
-
-    sequences: Sequences  # (2P, T)
-    ref_logprobs: Float[Tensor, "Q"]  # Q = 2P; summed over each reply
-    preference: Float[Tensor, "P"]  # probability that the first reply is the better one
-    rows: Int[Tensor, "P"]
-
-    def take(self, index: Tensor) -> "Pairs":
-        """Some of the pairs."""
-        both = torch.cat([index, index + len(self.rows)])
-        return Pairs(self.sequences.take(both), self.ref_logprobs[both], self.preference[index], self.rows[index])
 
 
 class OnlineDPO(OnPolicy):
@@ -109,7 +95,7 @@ class OnlineDPO(OnPolicy):
 
     # -- what a rollout teaches ------------------------------------------------------------------------------------
     @torch.no_grad()
-    def collect(self, rollout: Rollout, rows: Tensor) -> tuple[Pairs, dict[str, Tensor]]:
+    def collect(self, rollout: Rollout, rows: Tensor) -> tuple[PreferenceBatch, dict[str, Tensor]]:
         """Score and label a rollout whose rows 2i and 2i + 1 answer the same prompt; and the iteration's metrics."""
         judged = self.judge(rollout)
         scores = self.score(rollout).to(judged.logprobs)
@@ -127,15 +113,15 @@ class OnlineDPO(OnPolicy):
         index = torch.arange(len(rows), device=self.device)
         order = torch.cat([index[0::2], index[1::2]])
         reference = judged.ref_logprobs.sum(-1)[order]
-        return Pairs(rollout.sequences.take(order), reference, preference, rows[0::2]), metrics
+        pairs = PreferenceBatch(rollout.sequences.take(order), rows[0::2], preference, ref_logprobs=reference)
+        return pairs, metrics
 
     # -- one update ------------------------------------------------------------------------------------------------
-    def count(self, batch: Pairs) -> Tensor:
+    def count(self, batch: PreferenceBatch) -> Tensor:
         return torch.tensor(len(batch.rows))
 
-    def compute(self, batch: Pairs) -> LossOutput:
-        out = self.policy(batch.sequences, temperature=self.temperature)
-        policy = pair_logprobs(out.logprobs, out.mask)
-        first, second = batch.ref_logprobs.chunk(2)
-        reference = PairLogprobs(first, second, policy.chosen_length, policy.rejected_length)
-        return self.loss(policy, reference, preference=batch.preference)
+    def compute(self, batch: PreferenceBatch) -> LossOutput:
+        loss_of = partial(pair_loss, self.loss)
+        return self.scored(
+            self.policy, batch, loss_of, is_separable=self.loss.is_separable, temperature=self.temperature
+        )[0]

@@ -27,7 +27,7 @@ from alignlab.methods.experience import Experience, rollout_metrics, rollout_sum
 from alignlab.methods.kl_penalty import KLPenalty
 from alignlab.methods.on_policy import OnPolicy
 from alignlab.methods.optimization import AdamW
-from alignlab.models.policy import Policy
+from alignlab.models.policy import Policy, PolicyOutput
 from alignlab.rollout.scoring import Reward
 
 WEIGHTS: dict[str, Callable[[Tensor, Tensor, int], Tensor | float]] = {
@@ -134,9 +134,12 @@ class PolicyGradient(OnPolicy):
         return batch.mask.sum()
 
     def compute(self, batch: Experience) -> LossOutput:
-        assert batch.weights is not None and batch.ref_logprobs is not None  # see `collect` and `before_update`
         wants_entropy = self.policy_loss.entropy_coefficient > 0
-        out = self.policy(batch.sequences, temperature=self.temperature, entropy=wants_entropy)
+        return self.scored(self.policy, batch, self.loss_of, temperature=self.temperature, entropy=wants_entropy)[0]
+
+    def loss_of(self, batch: Experience, out: PolicyOutput) -> LossOutput:
+        """The loss of replies that the policy has read."""
+        assert batch.weights is not None and batch.ref_logprobs is not None  # see `collect` and `before_update`
         weights = batch.weights[:, None].expand_as(batch.mask)
         policy = self.policy_loss(
             out.logprobs, batch.logprobs, batch.advantages, batch.mask, entropy=out.entropy, weights=weights

@@ -23,7 +23,7 @@ from alignlab.methods.on_policy import OnPolicy
 from alignlab.methods.optimization import AdamW
 from alignlab.models.critic import Critic
 from alignlab.models.heads import ValueHead
-from alignlab.models.policy import Policy
+from alignlab.models.policy import Policy, PolicyOutput
 from alignlab.models.reward_model import RewardModel
 from alignlab.rollout.scoring import Reward
 
@@ -126,12 +126,16 @@ class PPO(OnPolicy):
     def count(self, batch: Experience) -> Tensor:
         return batch.mask.sum()
 
+    def policy_loss_of(self, batch: Experience, out: PolicyOutput) -> LossOutput:
+        """PPO's loss of replies that the policy has read."""
+        return self.policy_loss(out.logprobs, batch.logprobs, batch.advantages, batch.mask, entropy=out.entropy)
+
     def compute(self, batch: Experience) -> LossOutput:
         shares_trunk = self.critic is None
         wants_entropy = self.policy_loss.entropy_coefficient > 0
-        out = self.policy(batch.sequences, temperature=self.temperature, entropy=wants_entropy, values=shares_trunk)
-        values = out.values if self.critic is None else self.critic(batch.sequences)
-        policy = self.policy_loss(out.logprobs, batch.logprobs, batch.advantages, batch.mask, entropy=out.entropy)
+        settings = {"temperature": self.temperature, "entropy": wants_entropy, "values": shares_trunk}
+        policy, values = self.scored(self.policy, batch, self.policy_loss_of, **settings)
+        values = values if self.critic is None else self.critic(batch.sequences)
         value = self.value_loss(values, batch.values, batch.returns, batch.mask)
         loss = policy.loss + self.value_coefficient * value.loss
         metrics = {**policy.metrics, "policy_loss": policy.loss.detach(), "value_loss": value.loss.detach()}

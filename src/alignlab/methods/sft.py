@@ -45,8 +45,7 @@ class SFT(Method):
         return batch.sequences.num_scored
 
     def compute(self, batch: SFTBatch) -> LossOutput:
-        out = self.policy(batch.sequences)
-        return self.loss(out.logprobs, out.mask)
+        return self.scored(self.policy, batch, lambda part, out: self.loss(out.logprobs, out.mask))[0]
 
     def evaluate_batch(self, batch: SFTBatch, split: str) -> dict[str, Tensor]:
         out = self.policy(batch.sequences, greedy=True)

@@ -52,7 +52,13 @@ def hidden_states(
     model: nn.Module, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]
 ) -> Float[Tensor, "B T D"]:
     """The last hidden state at every position, without a cache; any padding side gives a row the same values."""
-    body = body_of(model)
+    return body_states(body_of(model), input_ids, attention_mask)
+
+
+def body_states(
+    body: nn.Module, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]
+) -> Float[Tensor, "B T D"]:
+    """`hidden_states` of a network of which only the body is at hand."""
     extra = {"position_ids": positions_of(attention_mask)} if takes_positions(body) else {}
     return body(input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False, **extra).last_hidden_state
 

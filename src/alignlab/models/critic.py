@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from alignlab.batches import IGNORE, Sequences
 from alignlab.errors import ModelError
 from alignlab.kernels.logprobs import shift_labels
-from alignlab.models.backbone import body_of, positions_of, takes_positions, unwrapped
+from alignlab.models.backbone import body_of, unwrapped
 from alignlab.models.heads import ValueHead
+from alignlab.models.packing import Layout, body_hidden_at
 from alignlab.models.policy import Policy, scatter
 from alignlab.models.reward_model import RewardModel
 
@@ -23,20 +24,22 @@ class Critic(nn.Module):
         super().__init__()
         self.body = body
         self.value_head = value_head
+        self.layout: Layout = "auto"
 
     def forward(self, sequences: Sequences) -> Float[Tensor, "B T"]:
         """Values in float32, in shifted coordinates: entry t is of the state from which token t + 1 was drawn."""
         mask = shift_labels(sequences.labels) != IGNORE
-        attention = sequences.attention_mask
-        extra = {"position_ids": positions_of(attention)} if takes_positions(self.body) else {}
-        out = self.body(input_ids=sequences.input_ids, attention_mask=attention.long(), use_cache=False, **extra)
-        return scatter(self.value_head(out.last_hidden_state[mask]), mask)
+        hidden = body_hidden_at(self.body, sequences, mask, layout=self.layout)  # (scored, D)
+        return scatter(self.value_head(hidden), mask)
 
     @classmethod
     def from_policy(cls, policy: Policy) -> "Critic":
-        """A copy of the policy's body (of its adapter too, then only that is trained) and a head that starts at 0."""
+        """A copy of the policy's body and a head that starts at 0; beside an adapter, of which it has its own, the
+        frozen weights are the policy's very own."""
         head = ValueHead(policy.hidden_size).to(policy.device)
-        return cls(copy.deepcopy(body_of(policy.model)), value_head=head)
+        critic = cls(copied(body_of(policy.model), share_frozen=policy.has_adapter), value_head=head)
+        critic.layout = policy.layout
+        return critic
 
     @classmethod
     def from_reward_model(cls, reward_model: RewardModel, *, tokenizer: Any) -> "Critic":
@@ -56,7 +59,18 @@ class Critic(nn.Module):
         with torch.no_grad():
             head.linear.weight.copy_(reward_model.gain * score.weight.float())
             head.linear.bias.copy_(reward_model.bias + reward_model.gain * (0 if score.bias is None else score.bias))
-        body = copy.deepcopy(body_of(reward_model.model))
+        body = copied(body_of(reward_model.model), share_frozen=reward_model.has_adapter)
         if not reward_model.has_adapter and reward_model.quantization is None:
             body.requires_grad_(True)
-        return cls(body, value_head=head)
+        critic = cls(body, value_head=head)
+        critic.layout = reward_model.layout
+        return critic
+
+
+def copied(body: nn.Module, *, share_frozen: bool) -> nn.Module:
+    """A copy of a network; with `share_frozen` its frozen weights are the original's own tensors, not copies.
+
+    So four roles on one base cost the memory of one base and of their adapters.
+    """
+    frozen = {id(p): p for p in body.parameters() if not p.requires_grad} if share_frozen else {}
+    return copy.deepcopy(body, frozen)  # what the memo has is taken as it is

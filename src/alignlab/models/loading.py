@@ -3,6 +3,8 @@
 Two things that the libraries let pass are errors here. A checkpoint that lacks a tensor loads with a random one and
 no exception; and weights come in the dtype they were stored in, where a small learning rate moves nothing (bfloat16
 has 8 bits of mantissa). Whatever is made at random is made from a given seed, and the global RNG is left alone.
+
+Every network, made or loaded, computes GELU's tanh form in one operation, whatever its config calls it.
 """
 
 from collections.abc import Iterator
@@ -87,7 +89,7 @@ def random_network(config: Any, kind: Kind, *, seed: int) -> Any:
         model = auto_class(kind).from_config(config, dtype=torch.float32, trust_remote_code=False)
     if kind == "classifier":
         init_reward_head(reward_head(model), seed=seed)
-    return model
+    return with_fused_gelu(model)
 
 
 def load_network(origin: Origin, config: Any, kind: Kind, *, seed: int, quantization: Any = None) -> Any:
@@ -117,6 +119,21 @@ def load_network(origin: Origin, config: Any, kind: Kind, *, seed: int, quantiza
         init_reward_head(reward_head(model), seed=seed)
     if wrong := {str(p.dtype) for p in model.parameters() if p.is_floating_point()} - {"torch.float32"}:
         raise ModelError(f"model.init_from={origin.name}: weights in {', '.join(wrong)} after a load in float32")
+    return with_fused_gelu(model)
+
+
+def with_fused_gelu(model: Any) -> Any:
+    """`model` with transformers' "gelu_new" in one operation, in place; its config still says gelu_new.
+
+    gelu_new writes 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) out in eight operations and keeps a tensor of
+    the MLP's width from most of them for the backward pass. This is the same function, and keeps its input alone.
+    """
+    from transformers.activations import NewGELUActivation
+
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
     return model
 
 

@@ -5,19 +5,22 @@ The body runs once over all positions; the head is applied to the hidden states 
 [b, t] belongs to the token at t + 1, and the mask says which count.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from alignlab.batches import IGNORE, Sequences
-from alignlab.kernels.logprobs import linear_argmax, linear_logprobs, shift_labels
+from alignlab.kernels.chunked_loss import Metrics, linear_loss
+from alignlab.kernels.logprobs import LinearLogprobs, linear_argmax, linear_logprobs, shift_labels
 from alignlab.models.adapter_state import adapter_off, is_adapted
-from alignlab.models.backbone import device_of, hidden_states, lm_head
+from alignlab.models.backbone import device_of, lm_head
 from alignlab.models.heads import ValueHead
 from alignlab.models.origins import Origin
+from alignlab.models.packing import Layout, hidden_at
 
 
 class PolicyOutput(NamedTuple):
@@ -28,6 +31,18 @@ class PolicyOutput(NamedTuple):
     entropy: Float[Tensor, "B T"] | None  # of the tempered distribution
     values: Float[Tensor, "B T"] | None  # of the state before each scored token
     greedy: Bool[Tensor, "B T"] | None  # whether the scored token is the most likely one
+
+
+class LossInParts(NamedTuple):
+    """What `Policy.loss_in_parts` returns; values as in `PolicyOutput`."""
+
+    loss: Float[Tensor, ""]
+    metrics: Metrics
+    values: Float[Tensor, "B T"] | None
+
+
+PartLoss = Callable[[int, PolicyOutput], tuple[Float[Tensor, ""], Metrics]]
+"""(number of a part, what the policy says of its sequences) -> the part's share of loss and metrics."""
 
 
 class Policy(nn.Module):
@@ -48,6 +63,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.value_head = None
+        self.layout: Layout = "auto"
         self.tokenizer = tokenizer
         self.stop_token_ids = stop_token_ids
         self.origin = origin
@@ -69,20 +85,56 @@ class Policy(nn.Module):
         """
         labels = shift_labels(sequences.labels)
         mask = labels != IGNORE
-        hidden = hidden_states(self.model, sequences.input_ids, sequences.attention_mask)[mask]  # (scored, D)
+        hidden = self._hidden(sequences, mask)
         weight, bias = lm_head(self.model)
         scored = linear_logprobs(hidden, weight, labels[mask], bias=bias, temperature=temperature, entropy=entropy)
-        valued = None
-        if values:
-            assert self.value_head is not None, "values=True needs policy.value_head = ValueHead(policy.hidden_size)"
-            valued = scatter(self.value_head(hidden), mask)
         return PolicyOutput(
             logprobs=scatter(scored.logprobs, mask),
             mask=mask,
             entropy=None if scored.entropy is None else scatter(scored.entropy, mask),
-            values=valued,
+            values=self._values(hidden, mask) if values else None,
             greedy=scatter(linear_argmax(hidden, weight, bias=bias) == labels[mask], mask) if greedy else None,
         )
+
+    def loss_in_parts(
+        self,
+        sequences: Sequences,
+        parts: Sequence[tuple[Int[Tensor, "b"], Sequences]],
+        loss: PartLoss,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        values: bool = False,
+    ) -> "LossInParts":
+        """The sum of the losses of parts of a batch, each taken as soon as its log-probs are known.
+
+        `parts`: rows of `sequences` with those rows as sequences of their own. Equal to one `forward` and a loss over
+        it, in about three quarters of the head's work (see `linear_loss`); what `loss` is given has no values.
+        """
+        labels = shift_labels(sequences.labels)
+        mask = labels != IGNORE
+        hidden = self._hidden(sequences, mask)
+        place = torch.zeros(mask.shape, dtype=torch.int64, device=mask.device)
+        place[mask] = torch.arange(len(hidden), device=mask.device)  # of each scored token among the scored
+        masks = [shift_labels(part.labels) != IGNORE for _, part in parts]
+
+        def loss_of(number: int, scored: LinearLogprobs) -> tuple[Tensor, Metrics]:
+            own = masks[number]
+            of_tokens = None if scored.entropy is None else scatter(scored.entropy, own)
+            return loss(number, PolicyOutput(scatter(scored.logprobs, own), own, of_tokens, None, None))
+
+        weight, bias = lm_head(self.model)
+        total, metrics = linear_loss(
+            hidden,
+            weight,
+            labels[mask],
+            [place[rows][mask[rows]] for rows, _ in parts],
+            loss_of,
+            bias=bias,
+            temperature=temperature,
+            entropy=entropy,
+        )
+        return LossInParts(total, metrics, self._values(hidden, mask) if values else None)
 
     @property
     def hidden_size(self) -> int:
@@ -102,6 +154,14 @@ class Policy(nn.Module):
     def adapter_off(self) -> AbstractContextManager[None]:
         """Inside, the network is the one training started from (its own business for a policy without an adapter)."""
         return adapter_off(self.model) if self.has_adapter else nullcontext()
+
+    def _hidden(self, sequences: Sequences, mask: Bool[Tensor, "B T"]) -> Float[Tensor, "scored D"]:
+        """The hidden states at scored positions."""
+        return hidden_at(self.model, sequences, mask, layout=self.layout)
+
+    def _values(self, hidden: Float[Tensor, "scored D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        assert self.value_head is not None, "values=True needs policy.value_head = ValueHead(policy.hidden_size)"
+        return scatter(self.value_head(hidden), mask)
 
 
 def scatter(values: Float[Tensor, "N"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:

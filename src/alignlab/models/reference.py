@@ -40,6 +40,7 @@ class FrozenCopy(nn.Module):
         self.policy = Policy(
             copy.deepcopy(policy.model), tokenizer=policy.tokenizer, stop_token_ids=policy.stop_token_ids
         )
+        self.policy.layout = policy.layout
         self.requires_grad_(False)
         self.eval()
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from alignlab.batches import Sequences
 from alignlab.errors import ModelError
 from alignlab.models.adapter_state import is_adapted
-from alignlab.models.backbone import device_of, hidden_states, unwrapped
+from alignlab.models.backbone import device_of, unwrapped
 from alignlab.models.origins import REWARD_FILE, Origin
+from alignlab.models.packing import Layout, hidden_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class RewardModel(nn.Module):
         self.origin = origin
         self.quantization = quantization
         self.text_format = text_format or TextFormat()
+        self.layout: Layout = "auto"  # of a decoder's rows in the network; encoders are always padded
         self.register_buffer("gain", torch.ones((), dtype=torch.float32))
         self.register_buffer("bias", torch.zeros((), dtype=torch.float32))
 
@@ -67,17 +69,17 @@ class RewardModel(nn.Module):
             mask = tidy.attention_mask.long()
             with head_in_float32(self.model):
                 return self.model(input_ids=tidy.input_ids, attention_mask=mask).logits[:, 0].float()
-        hidden = hidden_states(self.model, sequences.input_ids, sequences.attention_mask)
-        last = last_real_token(sequences)
-        rows = torch.arange(len(last), device=last.device)
-        return self._score(hidden[rows, last])
+        columns = torch.arange(sequences.input_ids.shape[1], device=sequences.input_ids.device)
+        last = columns == last_real_token(sequences)[:, None]  # (B, T), one per row
+        return self._score(hidden_at(self.model, sequences, last, layout=self.layout))
 
     def token_values(self, sequences: Sequences) -> Float[Tensor, "B T"]:
         """The score that each prefix would get (for a critic), 0 at padding; decoders only."""
         if not self.is_decoder:
             raise ModelError(f"{type(unwrapped(self.model)).__name__} is an encoder: it has no score for a prefix")
-        hidden = hidden_states(self.model, sequences.input_ids, sequences.attention_mask)
-        return self._score(hidden).masked_fill(~sequences.attention_mask, 0.0)
+        mask = sequences.attention_mask
+        values = self._score(hidden_at(self.model, sequences, mask, layout=self.layout))
+        return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
     def normalized(self, scores: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         """gain * scores + bias."""

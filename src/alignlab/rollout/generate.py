@@ -1,4 +1,4 @@
-"""Replies from a policy: our own decode loop on a Hugging Face body and its cache.
+"""Replies from a policy: our own decode loop.
 
 Why not transformers' `generate`: in train mode with gradient checkpointing it returns wrong text (the cache is dropped
 inside the layers), it applies top_k=50 unasked, and it draws from the global RNG. Here the policy is in eval mode
@@ -6,7 +6,8 @@ without gradients and afterwards as it was, every sampling setting is an argumen
 only randomness.
 
 Prompts are padded on the left and positions come from the mask, so a row's reply does not depend on its batch-mates.
-The reply ends at the first stop token, which belongs to it; what would follow is padding.
+The reply ends at the first stop token, which belongs to it; what would follow is padding. A row that has ended leaves
+the batch at once. No scores are kept: of a step's logits there remain one token and one log-prob per row.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from alignlab.batches import IGNORE, PromptBatch, Rollout, Sequences
 from alignlab.errors import ConfigError, DataError
-from alignlab.models.backbone import body_of, evaluating, lm_head, positions_of, takes_positions, unwrapped
+from alignlab.kernels.precision import upcast
+from alignlab.models.backbone import evaluating, lm_head, unwrapped
+from alignlab.models.decoding import Decoder, decoding_network
+from alignlab.models.decoding.logits import next_logits
 from alignlab.models.policy import Policy
 from alignlab.rollout.sampling import Choice, check_sampling, log_distribution, most_likely, sample
-
-_COMPACT_BELOW = 0.75  # finished rows leave the batch once this share or less is still going
 
 
 class Replies(NamedTuple):
@@ -45,11 +47,13 @@ def generate(
     top_p: float = 1.0,
     greedy: bool = False,
     generator: torch.Generator | None = None,
+    decoder: Decoder = "auto",
 ) -> Rollout:
     """A reply of at most `max_new_tokens` tokens to each prompt.
 
     `top_k=0` and `top_p=1.0` are off. `greedy` takes the most likely token and needs no generator; sampling needs one,
     and the same one gives the same replies. `sampler_logprobs` are of the distribution that was drawn from.
+    `decoder` changes the speed only: see `models.decoding`.
     ConfigError for impossible settings or a reply that would pass the network's longest position; DataError for
     prompts that are empty or padded on the right.
     """
@@ -62,92 +66,65 @@ def generate(
     )
     uniform = None if greedy else _uniform(len(prompts.rows), max_new_tokens, generator, policy.device)
     with evaluating(policy.model):
-        decoder = _Decoder(policy, prompts, max_new_tokens)
+        network = decoding_network(policy.model, prompts.attention_mask, max_tokens=max_new_tokens - 1, decoder=decoder)
+        head = lm_head(policy.model)
+        writer = _Writer(policy, len(prompts.rows), max_new_tokens, dtype=upcast(head.weight[:0]).dtype)
+        hidden = network.read_prompts(prompts.input_ids)
         for step in range(max_new_tokens):
-            logprobs = log_distribution(decoder.logits(), temperature=temperature, top_k=top_k, top_p=top_p)
-            choice = most_likely(logprobs) if uniform is None else sample(logprobs, uniform[decoder.live, step])
-            if not decoder.take(choice, step):
+            logits = next_logits(hidden, head)
+            logprobs = log_distribution(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+            choice = most_likely(logprobs) if uniform is None else sample(logprobs, uniform[writer.live, step])
+            kept = writer.write(choice, step)
+            if len(writer.live) == 0 or step == max_new_tokens - 1:
                 break
-    return _rollout(policy, prompts, decoder.replies())
+            tokens = choice.tokens
+            if kept is not None:
+                network.keep(kept)
+                tokens = tokens[kept]
+            hidden = network.read_tokens(tokens)
+    return _rollout(policy, prompts, writer.replies())
 
 
-class _Decoder:
-    """The rows still going, their cache, and what has been written so far."""
+class _Writer:
+    """What has been written so far, and which rows are still going."""
 
-    def __init__(self, policy: Policy, prompts: PromptBatch, max_new_tokens: int) -> None:
-        num_rows, width = prompts.input_ids.shape
+    def __init__(self, policy: Policy, num_rows: int, max_new_tokens: int, *, dtype: torch.dtype) -> None:
+        """`dtype`: of the log-probs."""
         device = policy.device
-        self.body: Any = body_of(policy.model)
-        self.head = lm_head(policy.model)
-        self.told_positions = takes_positions(self.body)
         self.stops = torch.tensor(policy.stop_token_ids, device=device)
-        self.cache = _new_cache(policy)
-        self.width = width  # columns of prompt and reply that the cache has seen, after the next forward
-        self.live = torch.arange(num_rows, device=device)  # row numbers of what is in the cache
-        self.going = torch.ones(num_rows, dtype=torch.bool, device=device)  # of those, the unfinished
-        self.attention = torch.zeros(num_rows, width + max_new_tokens, dtype=torch.bool, device=device)
-        self.attention[:, :width] = prompts.attention_mask
-        self.inputs = prompts.input_ids
-        self.positions = positions_of(prompts.attention_mask)
+        self.live = torch.arange(num_rows, device=device)  # numbers of the unfinished rows, in the network's order
         pad = policy.tokenizer.pad_token_id
         self.tokens = torch.full((num_rows, max_new_tokens), pad, dtype=torch.int64, device=device)
         self.mask = torch.zeros(num_rows, max_new_tokens, dtype=torch.bool, device=device)
-        self.logprobs = torch.zeros(num_rows, max_new_tokens, device=device)
+        self.logprobs = torch.zeros(num_rows, max_new_tokens, dtype=dtype, device=device)
         self.complete = torch.zeros(num_rows, dtype=torch.bool, device=device)
 
-    def logits(self) -> Float[Tensor, "L V"]:
-        """Next-token logits of the live rows, in float32 also under autocast (as in training)."""
-        extra = {"position_ids": self.positions} if self.told_positions else {}
-        out = self.body(
-            input_ids=self.inputs,
-            attention_mask=self.attention[:, : self.width].long(),
-            past_key_values=self.cache,
-            use_cache=True,
-            **extra,
-        )
-        last = out.last_hidden_state[:, -1]
-        weight, bias = self.head
-        with torch.autocast(last.device.type, enabled=False):
-            return torch.nn.functional.linear(last.float(), weight.float(), None if bias is None else bias.float())
-
-    def take(self, choice: Choice, step: int) -> bool:
-        """Writes one token per unfinished row and prepares the next forward; False when none is left."""
-        rows, tokens = self.live[self.going], choice.tokens[self.going]
-        self.tokens[rows, step] = tokens
+    def write(self, choice: Choice, step: int) -> Int[Tensor, "K"] | None:
+        """Writes one token per unfinished row; which of them go on and in what order, None for all as they are."""
+        rows = self.live
+        self.tokens[rows, step] = choice.tokens
         self.mask[rows, step] = True
-        self.logprobs[rows, step] = choice.logprobs[self.going]
-        stopped = torch.isin(tokens, self.stops)
+        self.logprobs[rows, step] = choice.logprobs
+        stopped = torch.isin(choice.tokens, self.stops)
         self.complete[rows] = stopped
-        self.going = self.going.masked_scatter(self.going, ~stopped)
-        num_going = int(self.going.sum())
-        if num_going == 0:
-            return False
-        self.inputs = choice.tokens[:, None]
-        self.positions = self.positions[:, -1:] + 1
-        self.attention[:, self.width] = True
-        self.width += 1
-        if num_going <= _COMPACT_BELOW * len(self.going):
-            self._compact()
-        return True
+        if not bool(stopped.any()):
+            return None
+        kept = _closed_up(~stopped)
+        self.live = rows[kept]
+        return kept
 
     def replies(self) -> Replies:
         """Everything written, without columns that no row has used."""
         used = int(self.mask.any(0).sum())
         return Replies(self.tokens[:, :used], self.mask[:, :used], self.logprobs[:, :used], self.complete)
 
-    def _compact(self) -> None:
-        """Drops finished rows from the cache and from the next forward."""
-        keep = self.going.nonzero().flatten()
-        self.cache.batch_select_indices(keep)
-        self.live, self.inputs, self.positions = self.live[keep], self.inputs[keep], self.positions[keep]
-        self.attention, self.going = self.attention[keep], self.going[keep]
 
-
-def _new_cache(policy: Policy) -> Any:
-    """An empty cache that grows, with the layer kinds (sliding windows, ...) of this network."""
-    from transformers import DynamicCache
-
-    return DynamicCache(config=unwrapped(policy.model).config)
+def _closed_up(going: Bool[Tensor, "L"]) -> Int[Tensor, "K"]:
+    """The places that are True, in an order that leaves most where they are: the last ones fill the gaps."""
+    count = int(going.sum())
+    kept = torch.arange(count, device=going.device)
+    kept[~going[:count]] = going[count:].nonzero().flatten() + count
+    return kept
 
 
 def _uniform(rows: int, steps: int, generator: Any, device: torch.device) -> Float[Tensor, "B R"]:
@@ -189,7 +166,7 @@ def _rollout(policy: Policy, prompts: PromptBatch, replies: Replies) -> Rollout:
         attention_mask=torch.cat([prompt_mask, replies.mask], 1),
         labels=torch.cat([torch.full_like(prompt_ids, IGNORE), labels], 1),
     )
-    logprobs = torch.zeros(sequences.input_ids.shape, device=prompt_ids.device)
+    logprobs = replies.logprobs.new_zeros(sequences.input_ids.shape)
     start = prompt_ids.shape[1] - 1  # shifted: the first reply token stands at the last prompt column
     logprobs[:, start : start + replies.logprobs.shape[1]] = replies.logprobs
     return Rollout(sequences, logprobs, replies.complete, prompts.prompts, decode_replies(policy, prompts, replies))

@@ -33,7 +33,7 @@ def every_response(world: ExactWorld) -> Sequences:
 
 
 def response_logprobs(
-    score: Score, world: ExactWorld, *, device: torch.device | str = "cpu", batch_size: int = 4096
+    score: Score, world: ExactWorld, *, device: torch.device | str = "cpu", batch_size: int = 1024
 ) -> Float[Tensor, "*K N"]:
     """log pi of every response, float64 on the CPU, `batch_size` sequences at a time. Differentiable."""
     everything, sums = every_response(world), []

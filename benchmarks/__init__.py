@@ -1,0 +1,1 @@
+"""Speed and memory, ours beside a peer on the same files: `python -m benchmarks`, or `make bench` (README.md here)."""

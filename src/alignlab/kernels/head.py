@@ -1,0 +1,184 @@
+"""The output head, a tile of rows at a time: what the two forms in `logprobs` and `chunked_loss` are made of.
+
+A tile holds the logits of C rows over the whole vocabulary V. It is allocated once and written again and again: a fresh
+one for each chunk would cost more in page faults than its arithmetic. With z the logits over the temperature, m their
+largest in a row and e = exp(z - m), s = sum(e), p = e / s:
+
+    log p(y) = z_y - m - log s             d log p(y) / d z_j = [j = y] - p_j
+    H = log s + sum_j entr(e_j) / s        d H / d z_j = -p_j (log p_j + H) = (entr(e_j) - e_j (H - log s)) / s
+
+where entr(x) = -x log x, 0 at 0 (a token whose logit is -inf). One exp serves values and gradients.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_TILE_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}  # 64 and 512 MiB in float32; smaller ones spend their time on overhead
+_MIN_ROWS = 64  # below this a matrix product is all memory traffic
+_WHOLE = 4  # a part that must stay in one piece may be this many tiles large
+
+
+class Softmax(NamedTuple):
+    """What is known of the rows of a tile; nats."""
+
+    logprobs: Float[Tensor, "C"]  # of the labels
+    log_sum: Float[Tensor, "C"]  # log s
+    entropy: Float[Tensor, "C"] | None
+
+
+class Head:
+    """Weight and bias in the dtype of the computation, and the tile.
+
+    Products and sums run in the promoted dtype of hidden states and weight, at least float32. The exception is bfloat16
+    autocast on a GPU: there the factors of a product are bfloat16, and it still comes out, and adds up, in float32.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        temperature: float,
+        operand: torch.dtype,
+        largest: int,
+    ):
+        """`operand`: see `operand_dtype`. `largest`: rows of the largest tile that will be asked for."""
+        self.dtype, self.operand = computed_dtype(hidden, weight), operand
+        self.hidden, self.temperature = hidden, temperature
+        self.weight = weight.to(self.operand)  # no copy for float32 weights
+        self.bias = None if bias is None else bias.to(self.dtype)
+        self.largest = largest
+        self._tile = torch.empty(largest, len(weight), dtype=self.dtype, device=weight.device)
+        self._scratch: Tensor | None = None
+
+    def rows(self, index: Int[Tensor, "C"]) -> Float[Tensor, "C D"]:
+        """The hidden states of some rows."""
+        return self.hidden[index].to(self.operand)
+
+    def logits(self, rows: Float[Tensor, "C D"]) -> Float[Tensor, "C V"]:
+        """Their logits over the temperature, in the tile: the next call overwrites them."""
+        tile = self._product(rows, self.weight.T, out=self._tile[: len(rows)])
+        if self.bias is not None:
+            tile += self.bias
+        return tile if self.temperature == 1.0 else tile.div_(self.temperature)
+
+    def exps(self, rows: int) -> Float[Tensor, "C V"]:
+        """The tile as `softmax_` left it."""
+        return self._tile[:rows]
+
+    def softmax_(self, logits: Float[Tensor, "C V"], labels: Int[Tensor, "C"], *, entropy: bool) -> Softmax:
+        """Turns a tile of logits z into e = exp(z - m); with `entropy` the scratch tile becomes entr(e)."""
+        largest = logits.amax(-1, keepdim=True)
+        shifted = logits.sub_(largest)
+        picked = shifted.gather(1, labels.unsqueeze(1)).squeeze(1)
+        total = shifted.exp_().sum(-1)
+        log_sum = total.log()
+        of_rows = None
+        if entropy:
+            of_rows = log_sum + torch.special.entr(logits, out=self._entr(len(logits))).sum(-1) / total
+        return Softmax(picked - log_sum, log_sum, of_rows)
+
+    def gradient_(
+        self,
+        exps: Float[Tensor, "C V"],
+        labels: Int[Tensor, "C"],
+        softmax: Softmax,
+        upstream: Float[Tensor, "C"],
+        upstream_entropy: Float[Tensor, "C"] | None,
+    ) -> Float[Tensor, "C V"]:
+        """Turns the tile that `softmax_` left into the gradient of its rows' logits before the temperature."""
+        inverse = torch.exp(-softmax.log_sum)  # 1 / s
+        factor = -upstream
+        if upstream_entropy is not None:
+            assert softmax.entropy is not None and self._scratch is not None  # see `softmax_`
+            factor = factor - upstream_entropy * (softmax.entropy - softmax.log_sum)
+        grad = exps.mul_((factor * inverse).unsqueeze(1))
+        grad.scatter_add_(1, labels.unsqueeze(1), upstream.unsqueeze(1))
+        if upstream_entropy is not None:
+            assert self._scratch is not None
+            grad += self._scratch[: len(grad)].mul_((upstream_entropy * inverse).unsqueeze(1))
+        return grad if self.temperature == 1.0 else grad.div_(self.temperature)
+
+    def to_hidden(self, grad: Float[Tensor, "C V"]) -> Float[Tensor, "C D"]:
+        """The gradient of the hidden states from that of the logits."""
+        return self._product(grad.to(self.operand), self.weight)
+
+    def add_to_weight(
+        self, total: Float[Tensor, "V D"], grad: Float[Tensor, "C V"], rows: Float[Tensor, "C D"]
+    ) -> None:
+        """Adds the gradient of the weight to `total`, which is in the dtype of the computation."""
+        if self.operand == self.dtype:
+            total.addmm_(grad.T, rows)
+        else:
+            total += self._product(grad.to(self.operand).T, rows)
+
+    def _product(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        """a @ b in the dtype of the computation."""
+        if self.operand == self.dtype:
+            return torch.mm(a, b, out=out)
+        product = torch.mm(a, b, out_dtype=self.dtype)  # CUDA only: half-precision factors, float32 sums
+        return product if out is None else out.copy_(product)
+
+    def _entr(self, rows: int) -> Tensor:
+        if self._scratch is None:
+            self._scratch = torch.empty_like(self._tile)
+        return self._scratch[:rows]
+
+
+class Gradients(NamedTuple):
+    """What has been collected so far of the gradients of hidden states, weight and bias; None where none is wanted."""
+
+    hidden: Float[Tensor, "N D"] | None
+    weight: Float[Tensor, "V D"] | None
+    bias: Float[Tensor, "V"] | None
+
+    @classmethod
+    def zeros(cls, head: Head, needs_hidden: bool, needs_weight: bool, needs_bias: bool) -> "Gradients":
+        """Nothing yet."""
+        return cls(
+            torch.zeros_like(head.hidden) if needs_hidden else None,
+            torch.zeros_like(head.weight, dtype=head.dtype) if needs_weight else None,
+            torch.zeros_like(head.bias) if needs_bias and head.bias is not None else None,
+        )
+
+    def add(self, head: Head, index: Int[Tensor, "C"], rows: Float[Tensor, "C D"], grad: Float[Tensor, "C V"]) -> None:
+        """Takes in the gradient of the logits of some rows; each row comes once."""
+        if self.hidden is not None:
+            self.hidden[index] = head.to_hidden(grad).to(self.hidden.dtype)
+        if self.weight is not None:
+            head.add_to_weight(self.weight, grad, rows)
+        if self.bias is not None:
+            self.bias.add_(grad.sum(0))
+
+    def like(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
+        """In the dtypes of what they are the gradients of."""
+        pairs = zip(self, (hidden, weight, bias), strict=True)
+        return tuple(None if grad is None or of is None else grad.to(of.dtype) for grad, of in pairs)
+
+
+def computed_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """What logits, log-probs and sums are in: the wider of the two, at least float32."""
+    return torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+
+
+def operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """What the factors of the products are in; to be asked outside of `autocast_off`.
+
+    Not float16: gradients that are taken before a loss scaler has scaled them would vanish in it.
+    """
+    if hidden.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
+        return torch.bfloat16
+    return computed_dtype(hidden, weight)
+
+
+def tile_rows(weight: Float[Tensor, "V D"]) -> int:
+    """How many rows' logits should exist at once."""
+    return max(_MIN_ROWS, _TILE_ELEMENTS.get(weight.device.type, _TILE_ELEMENTS["cpu"]) // weight.shape[0])
+
+
+def whole_rows(weight: Float[Tensor, "V D"]) -> int:
+    """How many rows' logits may exist at once, to keep a part that belongs together in one tile."""
+    return _WHOLE * tile_rows(weight)
