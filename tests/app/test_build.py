@@ -52,7 +52,7 @@ def test_the_whole_quickstart_runs_bare_and_again(toy):
     assert "report: runs/quickstart-" in toy.out
     started = time.process_time()
     assert toy.run("") == 0 and "already there" in toy.out
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 10  # building it takes half a minute
 
 
 def test_a_failure_is_recorded_and_tried_again_by_the_next_command_only(toy):

@@ -156,7 +156,7 @@ def test_the_command_imports_no_heavy_library_and_starts_fast():
         "import sys, time\nstarted = time.process_time()\nimport alignlab.app.cli as cli\n"
         "cli.main(['--help'])\ncli.main(['ls', 'nowhere'])\n"
         "heavy = {'torch', 'transformers', 'lightning', 'peft', 'datasets', 'numpy', 'rich'} & set(sys.modules)\n"
-        "assert not heavy, heavy\nassert time.process_time() - started < 1, time.process_time() - started\n"
+        "assert not heavy, heavy\nassert time.process_time() - started < 3, time.process_time() - started\n"
     )
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)

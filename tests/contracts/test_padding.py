@@ -16,7 +16,7 @@ from alignlab.losses.preference import DPOLoss, SimPOLoss
 from alignlab.losses.sft import SFTLoss
 from alignlab.methods.dpo import pair_logprobs
 from alignlab.models import backbone
-from alignlab.models.backbone import hidden_states
+from alignlab.models.backbone import body_states
 from alignlab.rows import SFTRow
 
 BETA = 0.3
@@ -54,10 +54,10 @@ def test_positions_that_count_padding_are_caught_where_they_are_learned(monkeypa
 
 
 def test_a_forgotten_attention_mask_is_caught(monkeypatch: pytest.MonkeyPatch):
-    def blind(model, ids, mask):
-        return hidden_states(model, ids, torch.ones_like(mask))
+    def blind(body, ids, mask):
+        return body_states(body, ids, torch.ones_like(mask))
 
-    monkeypatch.setattr("alignlab.models.policy.hidden_states", blind)
+    monkeypatch.setattr("alignlab.models.packing.body_states", blind)
     assert any(what.startswith("padded on the left") for what in padding_breaks(DPOLoss(BETA)))
 
 

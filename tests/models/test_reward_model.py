@@ -173,7 +173,10 @@ def test_a_critic_from_a_policy_is_a_copy_that_starts_at_zero(adapter: LoRA | No
     critic = Critic.from_policy(policy)
     values = critic(rows)
     assert values.eq(0).all() and values.dtype == torch.float32
-    assert not {p.data_ptr() for p in critic.parameters()} & {p.data_ptr() for p in policy.parameters()}
+    of_policy = {p.data_ptr() for p in policy.parameters()}
+    shared = [p for p in critic.parameters() if p.data_ptr() in of_policy]
+    assert not any(p.requires_grad for p in shared)  # what is frozen beside an adapter is there once
+    assert bool(shared) == (adapter is not None)
     critic.value_head.linear.weight.data.fill_(1.0)
     critic(rows).sum().backward()
     trained = [name for name, p in critic.named_parameters() if p.requires_grad]
