@@ -112,3 +112,22 @@ def test_the_head_is_multiplied_once_for_values_and_gradients(monkeypatch: pytes
         outcome(method, batch, in_chunks=in_chunks)
         counts.append(sum(made))
     assert counts == [int(batch.sequences.num_scored), 2 * int(batch.sequences.num_scored)]
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "ppo", "ppo separate", "grpo"])
+def test_how_a_batch_is_laid_out_changes_no_number(name: str):
+    method: Any = make_method(name.split()[0], **CASES[name])
+    batch = batch_for(method, name)
+    moved(method)
+    networks = [method.policy] if getattr(method, "critic", None) is None else [method.policy, method.critic]
+    results = []
+    for layout in ("padded", "packed", "shared"):
+        for network in networks:
+            network.layout = layout
+        results.append(outcome(method, batch, in_chunks=True))
+    (loss, metrics, gradient), *others = results
+    for other_loss, other_metrics, other_gradient in others:
+        torch.testing.assert_close(other_loss, loss, rtol=1e-5, atol=1e-6)
+        for key, value in metrics.items():
+            torch.testing.assert_close(other_metrics[key], value, rtol=1e-4, atol=1e-5, msg=key)
+        torch.testing.assert_close(other_gradient, gradient, rtol=1e-3, atol=1e-5)

@@ -6,6 +6,8 @@ TOKENIZE = ("data/test_tokenize.py",)
 MODULE = ("data/test_module.py",)
 SOFT = ("data/test_soft_labels.py",)
 UNPAIRED = ("data/test_unpaired.py",)
+TOKENS = ("data/test_batch_tokens.py",)
+IN_CHUNKS = ("methods/test_loss_in_chunks.py",)
 
 MUTANTS = (
     # -- from texts to ids -------------------------------------------------------------------------------------------
@@ -132,16 +134,23 @@ MUTANTS = (
     Mutant(
         "micro-batches pair chosen replies with the wrong rejected ones",
         "batches.py",
-        "torch.cat([pairs, pairs + num_pairs])",
-        "torch.cat([pairs, pairs + len(pairs)])",
+        "torch.cat([index, index + len(self.rows)])",
+        "torch.cat([index, index + len(index)])",
         (*SOFT, "methods/test_methods.py::test_one_batch_of_eight_equals_eight_of_one"),
     ),
     Mutant(
         "weights of pairs lost in micro-batches",
         "batches.py",
-        "weight = None if self.weight is None else self.weight[pairs]",
+        "weight = None if self.weight is None else self.weight[index]",
         "weight = None",
         SOFT,
+    ),
+    Mutant(
+        "every part of a batch gets the reference sums of the first pairs",
+        "batches.py",
+        "self.ref_logprobs[rows]",
+        "self.ref_logprobs[: len(rows)]",
+        IN_CHUNKS,
     ),
     Mutant(
         "pairs counted where their weights should be summed",
@@ -178,6 +187,27 @@ MUTANTS = (
         "divmod(step, -(-num_rows // batch_size))",
         "divmod(step, num_rows // batch_size)",
         MODULE,
+    ),
+    Mutant(
+        "last row of an epoch lost where batches are by tokens",
+        "data/loader.py",
+        "return [*bounds, len(ends)]",
+        "return [*bounds, len(ends) - 1]",
+        TOKENS,
+    ),
+    Mutant(
+        "batches by tokens without a row where rows are long",
+        "data/loader.py",
+        "min(max(wanted, bounds[-1] + 1), most)",
+        "min(wanted, most)",
+        TOKENS,
+    ),
+    Mutant(
+        "pairs counted by their chosen reply alone in batches by tokens",
+        "data/encoded.py",
+        "for table in self.tables]).sum(0)",
+        "for table in self.tables[:1]]).sum(0)",
+        TOKENS,
     ),
     Mutant(
         "processes train on the same rows",

@@ -12,6 +12,7 @@ KTO = ("methods/test_kto.py::test_a_step_by_hand", "methods/test_kto.py")
 SOFT = ("methods/test_soft_labels.py",)
 OPTIMIZATION = ("methods/test_optimization.py",)
 STEPS = ("methods/test_steps.py",)
+IN_CHUNKS = ("methods/test_loss_in_chunks.py",)
 
 
 MUTANTS = (
@@ -65,6 +66,43 @@ MUTANTS = (
         "module.eval()",
         (f"{METHODS}::test_dropout_is_on_in_training_where_it_was_asked_for",),
     ),
+    # -- the loss inside the head ------------------------------------------------------------------------------------
+    Mutant(
+        "parts of a batch weighted alike whatever they hold",
+        "methods/parts.py",
+        "counts = torch.stack([count(part).double() for part in parts])",
+        "counts = torch.ones(len(parts), dtype=torch.float64)",
+        IN_CHUNKS,
+    ),
+    Mutant(
+        "losses of the parts of a batch added up without their shares",
+        "methods/parts.py",
+        "return value * share.to(value.dtype), {",
+        "return value, {",
+        IN_CHUNKS,
+    ),
+    Mutant(
+        "metrics of the parts of a batch added up without their shares",
+        "methods/parts.py",
+        "metric.double() * share for name",
+        "metric.double() for name",
+        IN_CHUNKS,
+    ),
+    Mutant(
+        "chosen and rejected rows of a part exchanged in the head",
+        "methods/parts.py",
+        "pieces = [(batch.sequence_rows(units), part.sequences)",
+        "pieces = [(batch.sequence_rows(units).view(-1, len(units)).flip(0).flatten(), part.sequences)",
+        IN_CHUNKS,
+    ),
+    Mutant(
+        "a loss that couples the pairs of a batch taken part by part",
+        "methods/base.py",
+        "if is_separable and self.loss_in_chunks",
+        "if self.loss_in_chunks",
+        IN_CHUNKS,
+    ),
+    # -- held-out figures, rates, checkpoints --------------------------------------------------------------------------
     Mutant(
         "held-out loss as a mean of batch means",
         "methods/sft.py",
@@ -147,15 +185,15 @@ MUTANTS = (
     Mutant(
         "weights of pairs not handed to the loss",
         "methods/dpo.py",
-        "self.loss(policy, reference, preference=batch.preference, weight=batch.weight)",
-        "self.loss(policy, reference, preference=batch.preference)",
+        "return loss(policy, reference, preference=batch.preference, weight=batch.weight)",
+        "return loss(policy, reference, preference=batch.preference)",
         SOFT,
     ),
     Mutant(
         "cached reference sums of chosen and rejected exchanged",
         "methods/dpo.py",
-        "PairLogprobs(sums[0], sums[1],",
-        "PairLogprobs(sums[1], sums[0],",
+        "self.cache.lookup(split, batch.rows).flatten()",
+        "self.cache.lookup(split, batch.rows).flip(0).flatten()",
         (f"{METHODS}::test_the_three_references_agree",),
     ),
     Mutant(
@@ -184,6 +222,13 @@ MUTANTS = (
         "methods/kto.py",
         "_over_processes(torch.cat(mismatched, dim=1))",
         "_over_processes(mismatched[0])",
+        KTO,
+    ),
+    Mutant(
+        "KTO's KL estimate of each micro-batch by itself",
+        "methods/kto.py",
+        "partial(self._loss_of, kl=kl)",
+        "self.compute",
         KTO,
     ),
     Mutant(

@@ -5,6 +5,8 @@ from tests.mutants.mutant import Mutant
 POLICY = ("models/test_policy.py",)
 ADAPTERS = ("models/test_adapters.py",)
 REWARD = ("models/test_reward_model.py",)
+CRITIC = ("models/test_reward_model.py::test_a_critic_from_a_policy_is_a_copy_that_starts_at_zero", *REWARD)
+IN_CHUNKS = ("methods/test_loss_in_chunks.py",)
 REFERENCES = (
     "models/test_adapters.py::test_references_are_the_start_in_eval_mode_whatever_the_policy_does",
     "models/test_adapters.py::test_the_networks_own_dropout_is_off_in_both_references",
@@ -48,10 +50,24 @@ MUTANTS = (
         POLICY,
     ),
     Mutant(
+        "temperature forgotten in the loss inside the head",
+        "models/policy.py",
+        "            bias=bias,\n            temperature=temperature,\n",
+        "            bias=bias,\n",
+        IN_CHUNKS,
+    ),
+    Mutant(
+        "bias of the output head forgotten in the loss inside the head",
+        "models/policy.py",
+        "            bias=bias,\n            temperature=temperature,\n",
+        "            temperature=temperature,\n",
+        IN_CHUNKS,
+    ),
+    Mutant(
         "values of the shared trunk put back in another order",
         "models/policy.py",
-        "valued = scatter(self.value_head(hidden), mask)",
-        "valued = scatter(self.value_head(hidden.flip(0)), mask)",
+        "return scatter(self.value_head(hidden), mask)",
+        "return scatter(self.value_head(hidden.flip(0)), mask)",
         (*POLICY, "methods/test_ppo.py"),
     ),
     Mutant(
@@ -155,9 +171,23 @@ MUTANTS = (
     Mutant(
         "critic shares its weights with the policy",
         "models/critic.py",
-        "return cls(copy.deepcopy(body_of(policy.model)), value_head=head)",
-        "return cls(body_of(policy.model), value_head=head)",
-        REWARD,
+        "return copy.deepcopy(body, frozen)",
+        "return body",
+        CRITIC,
+    ),
+    Mutant(
+        "critic's adapter shares its weights with the policy's",
+        "models/critic.py",
+        "for p in body.parameters() if not p.requires_grad}",
+        "for p in body.parameters()}",
+        CRITIC,
+    ),
+    Mutant(
+        "critic copies the frozen weights under its adapter",
+        "models/critic.py",
+        "if not p.requires_grad} if share_frozen else {}",
+        "if not p.requires_grad} if False else {}",
+        CRITIC,
     ),
     Mutant(
         "value head that does not start at zero",

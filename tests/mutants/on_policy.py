@@ -90,8 +90,8 @@ MUTANTS = (
     Mutant(
         "PPO trains at temperature 1 on replies of another",
         "methods/ppo.py",
-        "out = self.policy(batch.sequences, temperature=self.temperature, entropy=wants_entropy, values=shares_trunk)",
-        "out = self.policy(batch.sequences, entropy=wants_entropy, values=shares_trunk)",
+        'settings = {"temperature": self.temperature, "entropy"',
+        'settings = {"temperature": 1.0, "entropy"',
         (*STEPS, *PPO),
     ),
     Mutant(
@@ -210,8 +210,8 @@ MUTANTS = (
     Mutant(
         "GRPO trains at temperature 1 on replies of another",
         "methods/policy_gradient.py",
-        "out = self.policy(batch.sequences, temperature=self.temperature, entropy=wants_entropy)",
-        "out = self.policy(batch.sequences, entropy=wants_entropy)",
+        "self.scored(self.policy, batch, self.loss_of, temperature=self.temperature, entropy=wants_entropy)",
+        "self.scored(self.policy, batch, self.loss_of, entropy=wants_entropy)",
         (POLICY_GRADIENT, GRADIENTS),
     ),
     Mutant(
@@ -269,6 +269,13 @@ MUTANTS = (
         "methods/online_dpo.py",
         "reference = judged.ref_logprobs.sum(-1)[order]",
         "reference = judged.ref_logprobs.sum(-1)",
+        ONLINE,
+    ),
+    Mutant(
+        "online DPO trains at temperature 1 on replies of another",
+        "methods/online_dpo.py",
+        "is_separable=self.loss.is_separable, temperature=self.temperature",
+        "is_separable=self.loss.is_separable",
         ONLINE,
     ),
     Mutant(
