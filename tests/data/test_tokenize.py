@@ -4,7 +4,7 @@ import pytest
 
 from alignlab.batches import IGNORE
 from alignlab.data.templates import Templater
-from alignlab.data.tokenize import TextEncoder, encode_prompt, encode_reply
+from alignlab.data.tokenize import RememberingEncoder, TextEncoder, encode_prompt, encode_reply
 from alignlab.errors import ConfigError, DataError
 from tests.data.small_tokenizers import BOS, CHATML, END, EOS, START, THINKING, TRIMMING, small_tokenizer
 
@@ -206,3 +206,13 @@ def test_encoders_get_their_own_first_and_last_token(real_data):
     encoded = encode_reply("hello", " world", tokenizer)
     assert tokenizer.convert_ids_to_tokens(encoded.input_ids) == ["[CLS]", "hello", "world", "[SEP]"]
     assert encode_prompt("one two three", tokenizer, max_prompt_length=2) == tokenizer("three")["input_ids"][:2]
+
+
+def test_an_encoder_that_remembers_says_what_it_would_have_said_anew():
+    encoder = TextEncoder(small_tokenizer(), stop_token_ids=(EOS,), max_length=32)
+    remembering = RememberingEncoder(encoder, most=6)
+    prompts = ["a b:", "c d:", "a b:", "a b:"]
+    responses = [" red", " red", " red", " blue cat"]
+    for _ in range(4):  # the third time it has forgotten
+        assert remembering.replies(prompts, responses) == encoder.replies(prompts, responses)
+        prompts, responses = [*prompts[1:], "x:"], [*responses[1:], f" {len(responses[0])}"]

@@ -135,6 +135,19 @@ def test_half_precision_is_computed_in_float32():
     torch.testing.assert_close(weight.grad.float(), head.grad, rtol=1e-2, atol=1e-2)
 
 
+def test_autocast_around_it_changes_nothing():
+    hidden, weight, bias, labels = inputs(torch.float32)
+
+    def run():
+        loss, _ = linear_loss(hidden, weight, labels, PARTS, curved, bias=bias, entropy=True)
+        return loss, *gradients(loss, hidden, weight, bias)
+
+    plainly = run()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = run()
+    assert all(torch.equal(one, other) for one, other in zip(plainly, mixed, strict=True))
+
+
 def test_impossible_temperatures_are_refused():
     hidden, weight, _, labels = inputs()
     with pytest.raises(ConfigError, match="linear_loss: temperature=0"):

@@ -65,6 +65,25 @@ def test_temperature_divides_the_logits() -> None:
 
 
 @torch.no_grad()
+def test_a_heads_bias_counts_in_log_probs_in_parts_and_in_greedy_choice() -> None:
+    policy, rows = tiny.tiny_policy("llama"), tiny.tiny_sequences(LENGTHS)
+    without = policy(rows).logprobs
+    bias = torch.nn.Parameter(torch.linspace(-2.0, 2.0, 49))  # Phi and GPT-J have one
+    policy.model.get_submodule("lm_head").register_parameter("bias", bias)
+    expected = naive_logprobs(policy, rows)
+    out = policy(rows, greedy=True)
+    torch.testing.assert_close(out.logprobs.double(), expected, atol=2e-5, rtol=0)
+    assert (out.logprobs - without).abs().max() > 0.1
+    likely = policy.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask.long()).logits.argmax(-1)
+    assert out.greedy is not None
+    assert out.greedy[:, :-1].equal((likely[:, :-1] == rows.input_ids[:, 1:]) & out.mask[:, :-1])
+    index = [torch.tensor([1]), torch.tensor([0, 2])]
+    pieces = [(units, rows.take(units)) for units in index]
+    loss = policy.loss_in_parts(rows, pieces, lambda number, part: ((number + 1) * part.logprobs.sum(), {})).loss
+    torch.testing.assert_close(loss.double(), expected[1].sum() + 2 * expected[[0, 2]].sum(), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
 def test_the_pad_id_never_matters_not_even_the_end_tokens() -> None:
     policy = tiny.tiny_policy("gpt2")
     with_pad, with_eos = (tiny.tiny_sequences(LENGTHS, pad_id=pad) for pad in (0, 2))

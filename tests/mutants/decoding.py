@@ -52,6 +52,13 @@ MUTANTS = (
         VISIBLE,
     ),
     Mutant(
+        "padding columns of the cache hold what the memory held",
+        "models/decoding/cache.py",
+        "part[layer][:, :, : self.prompt_width] = 0.0",
+        'part[layer][:, :, : self.prompt_width] = float("nan")',
+        CACHE,
+    ),
+    Mutant(
         "keys and values of the rows that go on left where they were",
         "models/decoding/cache.py",
         "                if len(moved):\n",

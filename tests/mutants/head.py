@@ -77,6 +77,13 @@ MUTANTS = (
         "total.copy_(grad.T @ rows)",
         LOGPROBS,
     ),
+    Mutant(
+        "most likely token found under autocast",
+        "kernels/logprobs.py",
+        "with autocast_off(hidden):\n        head = Head(hidden, weight, bias, 1.0",
+        "if True:\n        head = Head(hidden, weight, bias, 1.0",
+        LOGPROBS,
+    ),
     # -- the loss inside the head ------------------------------------------------------------------------------------
     Mutant(
         "what stands above the loss ignored in its gradient",
@@ -104,6 +111,13 @@ MUTANTS = (
         "kernels/chunked_loss.py",
         "return by_logprob, by_entropy[0] if by_entropy else None",
         "return by_logprob, None",
+        CHUNKED,
+    ),
+    Mutant(
+        "loss inside the head computed under autocast",
+        "kernels/chunked_loss.py",
+        "with autocast_off(hidden):",
+        "if True:",
         CHUNKED,
     ),
     Mutant(

@@ -75,6 +75,13 @@ MUTANTS = (
         IN_CHUNKS,
     ),
     Mutant(
+        "a batch with nothing to count is NaN",
+        "methods/parts.py",
+        "shares = counts / torch.where(counts.sum() > 0, counts.sum(), 1.0)",
+        "shares = counts / counts.sum()",
+        IN_CHUNKS,
+    ),
+    Mutant(
         "losses of the parts of a batch added up without their shares",
         "methods/parts.py",
         "return value * share.to(value.dtype), {",

@@ -6,6 +6,7 @@ POLICY = ("models/test_policy.py",)
 ADAPTERS = ("models/test_adapters.py",)
 REWARD = ("models/test_reward_model.py",)
 CRITIC = ("models/test_reward_model.py::test_a_critic_from_a_policy_is_a_copy_that_starts_at_zero", *REWARD)
+BIASED = ("models/test_policy.py::test_a_heads_bias_counts_in_log_probs_in_parts_and_in_greedy_choice",)
 IN_CHUNKS = ("methods/test_loss_in_chunks.py",)
 REFERENCES = (
     "models/test_adapters.py::test_references_are_the_start_in_eval_mode_whatever_the_policy_does",
@@ -61,7 +62,21 @@ MUTANTS = (
         "models/policy.py",
         "            bias=bias,\n            temperature=temperature,\n",
         "            temperature=temperature,\n",
-        IN_CHUNKS,
+        BIASED,
+    ),
+    Mutant(
+        "bias of the output head forgotten in the training forward",
+        "models/policy.py",
+        "labels[mask], bias=bias, temperature",
+        "labels[mask], temperature",
+        BIASED,
+    ),
+    Mutant(
+        "bias of the output head forgotten in the most likely token",
+        "models/policy.py",
+        "linear_argmax(hidden, weight, bias=bias)",
+        "linear_argmax(hidden, weight)",
+        BIASED,
     ),
     Mutant(
         "values of the shared trunk put back in another order",
@@ -188,6 +203,20 @@ MUTANTS = (
         "if not p.requires_grad} if share_frozen else {}",
         "if not p.requires_grad} if False else {}",
         CRITIC,
+    ),
+    Mutant(
+        "critic trains the very weights of the reward model it starts from",
+        "models/critic.py",
+        "share_frozen=reward_model.has_adapter",
+        "share_frozen=True",
+        REWARD,
+    ),
+    Mutant(
+        "critic that starts from a frozen reward model stays frozen",
+        "models/critic.py",
+        "body.requires_grad_(True)",
+        "body.requires_grad_(False)",
+        REWARD,
     ),
     Mutant(
         "value head that does not start at zero",

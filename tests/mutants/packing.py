@@ -54,7 +54,7 @@ MUTANTS = (
         BY_HAND,
     ),
     Mutant(
-        "first token of the reply taken into the shared prompt",
+        "prompts counted one token too long: replies that begin differently share nothing",
         "models/packed.py",
         "return np.take_along_axis(rank, first, axis=1)[:, 0]",
         "return np.take_along_axis(rank, first, axis=1)[:, 0] + 1",

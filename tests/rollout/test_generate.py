@@ -186,13 +186,28 @@ def test_a_rows_sample_depends_on_its_own_numbers_not_on_its_batch_mates() -> No
     assert lengths[0][:3] != lengths[1][:3] and min(lengths[0]) < lengths[0][3]  # they leave the batch at other steps
 
 
-def test_train_mode_with_gradient_checkpointing_on_the_callers_side_changes_nothing() -> None:
+@pytest.mark.parametrize("decoder", ["auto", "general"])
+def test_dropout_is_off_while_replies_are_written_and_on_again_afterwards(decoder: Decoder) -> None:
+    policy, prompts = tiny.tiny_policy("gpt2"), tiny.tiny_prompts(LENGTHS)
+    expected = generate(policy, prompts, max_new_tokens=10, greedy=True, decoder=decoder)
+    dropouts = [module for module in policy.modules() if isinstance(module, torch.nn.Dropout)]
+    for module in dropouts:
+        module.p = 0.5
+    policy.train()
+    found = generate(policy, prompts, max_new_tokens=10, greedy=True, decoder=decoder)
+    assert found.sequences.input_ids.equal(expected.sequences.input_ids)
+    torch.testing.assert_close(found.sampler_logprobs, expected.sampler_logprobs, atol=1e-6, rtol=0)
+    assert dropouts and all(module.training for module in dropouts)
+
+
+@pytest.mark.parametrize("decoder", ["auto", "general"])
+def test_train_mode_with_gradient_checkpointing_on_the_callers_side_changes_nothing(decoder: Decoder) -> None:
     policy, prompts = tiny.tiny_policy("qwen2"), tiny.tiny_prompts(LENGTHS)
-    expected = generate(policy, prompts, max_new_tokens=10, greedy=True)
+    expected = generate(policy, prompts, max_new_tokens=10, greedy=True, decoder=decoder)
     policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy.train()
     policy.model.lm_head.eval()
-    found = generate(policy, prompts, max_new_tokens=10, greedy=True)
+    found = generate(policy, prompts, max_new_tokens=10, greedy=True, decoder=decoder)
     assert found.sequences.input_ids.equal(expected.sequences.input_ids)
     torch.testing.assert_close(found.sampler_logprobs, expected.sampler_logprobs, atol=1e-6, rtol=0)
     assert policy.training and policy.model.model.training and not policy.model.lm_head.training

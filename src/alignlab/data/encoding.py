@@ -9,7 +9,7 @@ import numpy as np
 
 from alignlab.data.encoded import EncodedRows, TokenTable, group_of, labels_of
 from alignlab.data.reading import Located
-from alignlab.data.tokenize import Encoded, TextEncoder, check_encoded
+from alignlab.data.tokenize import Encoded, RememberingEncoder, TextEncoder, check_encoded
 from alignlab.errors import DataError
 from alignlab.rows import PreferenceRow, PromptRow, Row, SFTRow, UnpairedRow
 
@@ -23,7 +23,7 @@ Item = tuple[tuple[Encoded, ...], Row] | DataError
 class SplitEncoder:
     """Encodes one split. `bad_rows` has a message for each row that was left out."""
 
-    encoder: TextEncoder
+    encoder: TextEncoder | RememberingEncoder
     row_type: type[Row]
     max_length: int
     skip_bad: bool

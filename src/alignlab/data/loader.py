@@ -18,7 +18,7 @@ from alignlab.data.collate import Batch, collate
 from alignlab.data.encoded import EncodedRows
 from alignlab.data.encoding import SplitEncoder
 from alignlab.data.sources import located_fresh_rows
-from alignlab.data.tokenize import TextEncoder
+from alignlab.data.tokenize import RememberingEncoder
 from alignlab.errors import DataError
 from alignlab.rows import FreshRows, Row
 
@@ -99,7 +99,7 @@ class FreshBatches:
 
     source: FreshRows
     row_type: type[Row]
-    encoder: TextEncoder
+    encoder: RememberingEncoder
     max_length: int
     batch_size: int
     seed: int

@@ -18,7 +18,7 @@ from alignlab.data.encoded import EncodedRows
 from alignlab.data.loader import FreshBatches, OrderedBatches, ShuffledBatches, make_loader
 from alignlab.data.splits import Splits, split_faults
 from alignlab.data.templates import Template
-from alignlab.data.tokenize import TextEncoder
+from alignlab.data.tokenize import RememberingEncoder, TextEncoder
 from alignlab.errors import ConfigError
 from alignlab.rows import Prompt, Row, RowSource, Split, stream_of
 
@@ -86,6 +86,7 @@ class DataModule(L.LightningDataModule):
             max_length=max_length,
             max_prompt_length=max_prompt_length,
         )
+        self._remembering = RememberingEncoder(self._encoder)
         self._splits = Splits(
             source=source,
             row_type=row_type,
@@ -232,7 +233,7 @@ class DataModule(L.LightningDataModule):
         return FreshBatches(
             source=self.stream,
             row_type=self.row_type,
-            encoder=self._encoder,
+            encoder=self._remembering,
             max_length=self.max_length,
             batch_size=self.batch_size,
             seed=self.seed,

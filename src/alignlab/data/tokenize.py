@@ -190,6 +190,29 @@ class TextEncoder:
         return ids
 
 
+class RememberingEncoder:
+    """A `TextEncoder` that keeps what it has encoded: for streams that draw the same texts again and again."""
+
+    def __init__(self, encoder: TextEncoder, *, most: int = 2**17) -> None:
+        """`most`: texts that are kept; then it forgets them all."""
+        self._encoder, self._most = encoder, most
+        self._known: dict[tuple[str, str], Encoded] = {}
+
+    def prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """As `TextEncoder.prompts`."""
+        return self._encoder.prompts(prompts)
+
+    def replies(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Encoded]:
+        """As `TextEncoder.replies`."""
+        keys = [(repr(prompt), response) for prompt, response in zip(prompts, responses, strict=True)]
+        if len(self._known) + len(keys) > self._most:
+            self._known.clear()
+        new = {key: i for i, key in enumerate(keys) if key not in self._known}
+        made = self._encoder.replies([prompts[i] for i in new.values()], [responses[i] for i in new.values()])
+        self._known.update(zip(new, made, strict=True))
+        return [self._known[key] for key in keys]
+
+
 def _end_id(tokenizer: Any, stop_token_ids: Sequence[int]) -> int:
     if tokenizer.eos_token_id is not None and (not stop_token_ids or tokenizer.eos_token_id in stop_token_ids):
         return tokenizer.eos_token_id
