@@ -20,9 +20,6 @@ log = logging.getLogger("alignlab")
 LAYOUTS = ("auto", "padded", "packed", "shared")
 """What hardware.layout may say; see `models/packing.py`."""
 
-TINY_NETWORK = 1_000_000
-"""Weights below which a second thread gains nothing, and costs much where other programs want the cores too."""
-
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
 
 
@@ -59,15 +56,12 @@ def device_of(cfg: DictConfig) -> str:
     return "cuda" if cfg.hardware.accelerator == "gpu" else "cpu"
 
 
-def use_threads(cfg: DictConfig, model: Any) -> None:
-    """As many CPU threads as hardware.threads says; null: one for a tiny network, whose threads would only wait."""
+def use_threads(cfg: DictConfig) -> None:
+    """As many CPU threads as hardware.threads says; null: as many as torch started with, whatever came before."""
     import torch
 
-    own_choice, wanted = torch_threads(), cfg.hardware.threads
-    if wanted is None:
-        size = sum(p.numel() for p in model.parameters())
-        wanted = 1 if size < TINY_NETWORK else own_choice
-    torch.set_num_threads(wanted)
+    own_choice = torch_threads()
+    torch.set_num_threads(cfg.hardware.threads or own_choice)
 
 
 @cache

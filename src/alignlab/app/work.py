@@ -38,6 +38,7 @@ def train(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     from alignlab.methods.checkpoint import newest_checkpoint, restore_method
 
     check_hardware(cfg)
+    use_threads(cfg)
     seed_everything(cfg.seed)
     source = instantiate(cfg.model)(seed=cfg.seed, gradient_checkpointing=cfg.hardware.gradient_checkpointing)
     make_method = instantiate(cfg.method)
@@ -45,7 +46,6 @@ def train(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     data = make_data(cfg, folder, source, method_class.row_type)
     model = load_model(cfg, source, method_class)
     model.layout = cfg.hardware.layout
-    use_threads(cfg, model)
     method: Method = make_method(model)
     seed_everything(cfg.seed + 100_003 * rank_of_process())  # dropout differs between processes, weights did not
     total_steps = method.num_steps(data.steps_per_epoch)

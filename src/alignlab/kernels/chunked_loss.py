@@ -107,9 +107,9 @@ class _LinearLoss(torch.autograd.Function):
                 total += value.detach()
                 if any(wanted):
                     upstream, upstream_entropy = _upstream(value, logprobs, entropy)
-                    starts = torch.arange(len(part)).split(max(largest, 1))
-                    for piece, own, softmax in zip(pieces, starts, found, strict=True):
-                        where = slice(int(own[0]), int(own[-1]) + 1)
+                    done = 0
+                    for piece, softmax in zip(pieces, found, strict=True):
+                        where, done = slice(done, done + len(piece)), done + len(piece)
                         rows = head.rows(piece)
                         tile = head.exps(len(piece))
                         if len(pieces) > 1:  # the tile has held other rows since
