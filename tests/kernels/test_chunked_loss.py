@@ -116,6 +116,16 @@ def test_no_parts_give_a_differentiable_zero():
     assert loss == 0 and metrics == {} and not hidden.grad.any() and not weight.grad.any()
 
 
+def test_a_part_without_rows_adds_what_its_loss_says_and_no_gradient():
+    hidden, weight, _, labels = inputs()
+    parts = [PARTS[0], PARTS[0][:0], PARTS[1]]
+    loss, _ = linear_loss(hidden, weight, labels, parts, lambda k, s: (s.logprobs.sum() + k, {}))
+    expected = token_logprobs(hidden @ weight.T, labels)[torch.cat(parts)].sum() + 3
+    torch.testing.assert_close(loss, expected)
+    for ours, theirs in zip(gradients(loss, hidden, weight), gradients(expected, hidden, weight), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_extreme_logits_stay_finite():
     hidden, weight, _, labels = inputs(torch.float32)
     loss, _ = linear_loss(hidden * 1e4, weight, labels, PARTS, lambda k, s: (-s.logprobs.sum(), {}))

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from alignlab.batches import IGNORE
 from alignlab.kernels import chunked_loss, head
 from alignlab.losses.ordering import AOTLoss
 from alignlab.losses.policy import PPOPolicyLoss
@@ -81,6 +82,14 @@ def test_parts_add_up_to_the_whole(name: str, adapter: Any):
         torch.testing.assert_close(metrics[key].float(), value.float(), rtol=1e-4, atol=1e-5, msg=key)
     assert gradient.abs().max() > 1e-4
     torch.testing.assert_close(gradient, plain_gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_a_batch_with_nothing_to_count_is_a_zero_with_zero_gradients():
+    method: Any = make_method("sft")
+    batch: Any = make_data(method.row_type).train_batch(0)
+    nothing = batch.sequences._replace(labels=torch.full_like(batch.sequences.labels, IGNORE))
+    loss, _, gradient = outcome(method, batch._replace(sequences=nothing), in_chunks=True)
+    assert loss == 0 and len(gradient) > 0 and not gradient.any()
 
 
 class Peculiar(PreferenceLoss):

@@ -167,6 +167,14 @@ def test_a_critic_from_a_reward_model_values_the_last_token_as_its_normalised_sc
         Critic.from_reward_model(model, tokenizer=other)
 
 
+def test_a_critic_from_a_frozen_reward_model_trains_weights_of_its_own() -> None:
+    model = reward_model("gpt2").requires_grad_(False)  # as a reward is
+    critic = Critic.from_reward_model(model, tokenizer=tiny.tiny_tokenizer())
+    assert all(parameter.requires_grad for parameter in critic.parameters())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not {p.data_ptr() for p in critic.parameters()} & {p.data_ptr() for p in model.parameters()}
+
+
 @pytest.mark.parametrize("adapter", [None, LoRA(2, alpha=4.0)])
 def test_a_critic_from_a_policy_is_a_copy_that_starts_at_zero(adapter: LoRA | None) -> None:
     policy, rows = tiny.tiny_policy("llama", adapter=adapter), tiny.tiny_sequences(LENGTHS)

@@ -77,13 +77,6 @@ MUTANTS = (
         "total.copy_(grad.T @ rows)",
         LOGPROBS,
     ),
-    Mutant(
-        "most likely token found under autocast",
-        "kernels/logprobs.py",
-        "with autocast_off(hidden):\n        head = Head(hidden, weight, bias, 1.0",
-        "if True:\n        head = Head(hidden, weight, bias, 1.0",
-        LOGPROBS,
-    ),
     # -- the loss inside the head ------------------------------------------------------------------------------------
     Mutant(
         "what stands above the loss ignored in its gradient",

@@ -5,6 +5,7 @@ from tests.mutants.mutant import Mutant
 POLICY = ("models/test_policy.py",)
 ADAPTERS = ("models/test_adapters.py",)
 REWARD = ("models/test_reward_model.py",)
+FROM_REWARD = ("models/test_reward_model.py::test_a_critic_from_a_frozen_reward_model_trains_weights_of_its_own",)
 CRITIC = ("models/test_reward_model.py::test_a_critic_from_a_policy_is_a_copy_that_starts_at_zero", *REWARD)
 BIASED = ("models/test_policy.py::test_a_heads_bias_counts_in_log_probs_in_parts_and_in_greedy_choice",)
 IN_CHUNKS = ("methods/test_loss_in_chunks.py",)
@@ -209,14 +210,14 @@ MUTANTS = (
         "models/critic.py",
         "share_frozen=reward_model.has_adapter",
         "share_frozen=True",
-        REWARD,
+        FROM_REWARD,
     ),
     Mutant(
         "critic that starts from a frozen reward model stays frozen",
         "models/critic.py",
         "body.requires_grad_(True)",
         "body.requires_grad_(False)",
-        REWARD,
+        FROM_REWARD,
     ),
     Mutant(
         "value head that does not start at zero",
