@@ -158,6 +158,19 @@ def test_autocast_around_it_changes_nothing():
     assert all(torch.equal(one, other) for one, other in zip(plainly, mixed, strict=True))
 
 
+def test_a_loss_scaler_finds_gradients_that_float16_could_not_hold():
+    """They are there before its factor is: 1e-9 of a loss, times 2^16, is well within float16's range afterwards."""
+    hidden, weight, _, labels = inputs(torch.float16)
+    loss, _ = linear_loss(hidden, weight, labels, PARTS, lambda k, scored: (-1e-9 * scored.logprobs.sum(), {}))
+    (loss * 2**16).backward()
+    plain_hidden, head = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
+    rows = torch.cat(PARTS)
+    (-1e-9 * 2**16 * token_logprobs(plain_hidden[rows] @ head.T, labels[rows]).sum()).backward()
+    assert hidden.grad.dtype == weight.grad.dtype == torch.float16
+    torch.testing.assert_close(hidden.grad.float(), plain_hidden.grad, rtol=2e-2, atol=1e-6)
+    torch.testing.assert_close(weight.grad.float(), head.grad, rtol=2e-2, atol=1e-6)
+
+
 def test_impossible_temperatures_are_refused():
     hidden, weight, _, labels = inputs()
     with pytest.raises(ConfigError, match="linear_loss: temperature=0"):

@@ -81,8 +81,15 @@ MUTANTS = (
     Mutant(
         "what stands above the loss ignored in its gradient",
         "kernels/chunked_loss.py",
-        "grad.mul_(upstream) for",
-        "grad for",
+        "grad.mul_(upstream)",
+        "pass",
+        CHUNKED,
+    ),
+    Mutant(
+        "gradients kept in half precision before the loss scaler's factor is there",
+        "kernels/head.py",
+        "torch.zeros_like(head.hidden, dtype=head.dtype)",
+        "torch.zeros_like(head.hidden)",
         CHUNKED,
     ),
     Mutant(

@@ -118,7 +118,7 @@ class _LinearLoss(torch.autograd.Function):
                         of_entropy = None if upstream_entropy is None else upstream_entropy[where]
                         grad = head.gradient_(tile, labels[piece], softmax, upstream[where], of_entropy)
                         gradients.add(head, piece, rows, grad)
-        ctx.gradients = gradients.like(hidden, weight, bias)
+        ctx.gradients, ctx.dtypes = gradients, [None if x is None else x.dtype for x in (hidden, weight, bias)]
         return total
 
     @staticmethod
@@ -126,7 +126,10 @@ class _LinearLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         assert ctx.gradients is not None, "linear_loss: its gradients were used up by an earlier backward pass"
         gradients, ctx.gradients = ctx.gradients, None  # nobody else holds them, so autograd need not copy them
-        return *(None if grad is None else grad.mul_(upstream) for grad in gradients), None, None, None, None
+        for grad in gradients:
+            if grad is not None:
+                grad.mul_(upstream)
+        return *gradients.to(ctx.dtypes), None, None, None, None
 
 
 def _softmax(head: Head, piece: Tensor, labels: Tensor, entropy: bool) -> Softmax:

@@ -10,6 +10,7 @@ largest in a row and e = exp(z - m), s = sum(e), p = e / s:
 where entr(x) = -x log x, 0 at 0 (a token whose logit is -inf). One exp serves values and gradients.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -129,7 +130,10 @@ class Head:
 
 
 class Gradients(NamedTuple):
-    """What has been collected so far of the gradients of hidden states, weight and bias; None where none is wanted."""
+    """What has been collected so far of the gradients of hidden states, weight and bias; None where none is wanted.
+
+    All in the dtype of the computation, whatever they are the gradients of: a loss scaler's factor may still come.
+    """
 
     hidden: Float[Tensor, "N D"] | None
     weight: Float[Tensor, "V D"] | None
@@ -139,7 +143,7 @@ class Gradients(NamedTuple):
     def zeros(cls, head: Head, needs_hidden: bool, needs_weight: bool, needs_bias: bool) -> "Gradients":
         """Nothing yet."""
         return cls(
-            torch.zeros_like(head.hidden) if needs_hidden else None,
+            torch.zeros_like(head.hidden, dtype=head.dtype) if needs_hidden else None,
             torch.zeros_like(head.weight, dtype=head.dtype) if needs_weight else None,
             torch.zeros_like(head.bias) if needs_bias and head.bias is not None else None,
         )
@@ -147,16 +151,15 @@ class Gradients(NamedTuple):
     def add(self, head: Head, index: Int[Tensor, "C"], rows: Float[Tensor, "C D"], grad: Float[Tensor, "C V"]) -> None:
         """Takes in the gradient of the logits of some rows; each row comes once."""
         if self.hidden is not None:
-            self.hidden[index] = head.to_hidden(grad).to(self.hidden.dtype)
+            self.hidden[index] = head.to_hidden(grad)
         if self.weight is not None:
             head.add_to_weight(self.weight, grad, rows)
         if self.bias is not None:
             self.bias.add_(grad.sum(0))
 
-    def like(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
-        """In the dtypes of what they are the gradients of."""
-        pairs = zip(self, (hidden, weight, bias), strict=True)
-        return tuple(None if grad is None or of is None else grad.to(of.dtype) for grad, of in pairs)
+    def to(self, dtypes: Sequence[torch.dtype | None]) -> tuple[Tensor | None, ...]:
+        """In the dtypes of what they are the gradients of (None: of nothing)."""
+        return tuple(None if grad is None else grad.to(dtype) for grad, dtype in zip(self, dtypes, strict=True))
 
 
 def computed_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:

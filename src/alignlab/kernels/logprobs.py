@@ -151,5 +151,6 @@ class _LinearLogprobs(torch.autograd.Function):
                 upstream_entropy = None if grad_entropy is None else grad_entropy[index]
                 grad = head.gradient_(logits, labels[index], found, grad_logprobs[index], upstream_entropy)
                 gradients.add(head, index, rows, grad)
-        grad_hidden, grad_weight, grad_bias = gradients.like(hidden, weight, bias)
+        dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
+        grad_hidden, grad_weight, grad_bias = gradients.to(dtypes)
         return grad_hidden, grad_weight, None, grad_bias, None, None, None, None
