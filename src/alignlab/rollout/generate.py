@@ -175,12 +175,12 @@ def _rollout(policy: Policy, prompts: PromptBatch, replies: Replies) -> Rollout:
 def decode_replies(policy: Policy, prompts: PromptBatch, replies: Replies) -> tuple[str, ...]:
     """The replies' texts up to, not including, the stop token; special tokens are left out."""
     lengths = (replies.mask.sum(1) - replies.complete.long()).tolist()
-    texts = []
-    for ids, mask, tokens, length in zip(
-        prompts.input_ids, prompts.attention_mask, replies.tokens, lengths, strict=True
-    ):
-        texts.append(continuation_text(policy.tokenizer, ids[mask].tolist(), tokens[:length].tolist()))
-    return tuple(texts)
+    asked = [ids[mask].tolist() for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True)]
+    told = replies.tokens.tolist()
+    return tuple(
+        continuation_text(policy.tokenizer, prompt, tokens[:length])
+        for prompt, tokens, length in zip(asked, told, lengths, strict=True)
+    )
 
 
 def continuation_text(tokenizer: Any, prompt: Sequence[int], reply: Sequence[int]) -> str:
