@@ -137,6 +137,16 @@ CASES = {
             speed=_bars(2.4, 1.6, 2.5),
         ),
         Case(
+            "ppo_lora",
+            "PPO with LoRA, critic on the same frozen weights",
+            ("talker", "value", "reward"),
+            (*_PPO, "method.critic=separate", "adapter=lora"),
+            peer="trl_ppo",
+            peer_case="ppo",
+            is_sampled=True,
+            note="another algorithm: adapters, where the peer trains all weights and holds four models",
+        ),
+        Case(
             "rollout",
             "rollouts alone",
             ("talker", "reward"),

@@ -205,6 +205,7 @@ def rollouts(words: list[str], of: Workload, folder: Path, arguments: argparse.N
     OmegaConf.resolve(cfg)
     source = instantiate(cfg.model)(seed=0)
     policy = source.load_policy().to(arguments.device)
+    policy.decoder = cfg.hardware.decoder
     data = make_data(cfg, folder, source, PromptRow)
     batch = data.train_batch(0)
     generator = torch.Generator(arguments.device).manual_seed(SEED)

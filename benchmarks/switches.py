@@ -5,7 +5,6 @@ A switch is an entry in SWITCHES: config overrides, or a patch put on in the mea
 
 import functools
 import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from benchmarks.cases import CASES
 
 OFFLINE = ("sft", "reward", "dpo", "dpo_live", "dpo_lora")
-SAMPLED = ("ppo", "ppo_shared")
+SAMPLED = ("ppo", "ppo_shared")  # not ppo_lora: what it adds is a row of its own
 Patch = Callable[[], None]
 
 
@@ -57,20 +56,7 @@ def _attribute(module: str, name: str) -> Any:
         return None
 
 
-def has_decoders() -> bool:
-    """Whether `generate` can be told which decode loop to take."""
-    generate = _attribute("alignlab.rollout.generate", "generate")
-    return "decoder" in inspect.signature(inspect.unwrap(generate)).parameters
-
-
 # -- patches ---------------------------------------------------------------------------------------------------------
-def general_decoder() -> None:
-    """The decode loop that works for every network: transformers' body and its growing cache."""
-    from alignlab.methods import on_policy
-
-    on_policy.generate = functools.partial(on_policy.generate, decoder="general")  # pyright: ignore
-
-
 def looped_gae() -> None:
     """One Python step per token."""
     from alignlab.methods import ppo
@@ -144,7 +130,11 @@ SWITCHES = {
             "reference_cache_lora", ("dpo_lora",), "the adapter is turned off, at each step", ("method.reference=auto",)
         ),
         Switch(
-            "decoder", (*SAMPLED, "rollout"), "the general decode loop", patch=general_decoder, is_there=has_decoders
+            "decoder",
+            (*SAMPLED, "rollout"),
+            "the decode loop that works for every network: transformers' body and its growing cache",
+            ("hardware.decoder=general",),
+            is_there=has_setting("hardware.decoder"),
         ),
         Switch(
             "fused_gelu",

@@ -28,6 +28,8 @@ CHAT_TEMPLATE = (
     "{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
 DECODERS = ("gpt2", "llama", "qwen2", "gpt_neox", "gpt_neo")
+SCALED_HEADS = ("gemma2", "cohere", "granite")
+"""Decoders whose logits are capped, multiplied, divided."""
 ENCODERS = ("distilbert", "deberta-v2")
 
 
@@ -46,13 +48,16 @@ def tiny_tokenizer(*, pad: bool = True, chat: bool = False) -> PreTrainedTokeniz
 
 
 def tiny_architecture(kind: str) -> dict[str, Any]:
-    """What `ModelSource(architecture=...)` takes for a 2-layer net of `kind` (one of DECODERS or ENCODERS)."""
+    """What `ModelSource(architecture=...)` takes for a 2-layer net of `kind` (see the tuples above)."""
     wide = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     shapes: dict[str, dict[str, Any]] = {
         "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128},
         "llama": {**wide, "num_key_value_heads": 1, "max_position_embeddings": 128},
         "qwen2": {**wide, "num_key_value_heads": 1, "max_position_embeddings": 128, "tie_word_embeddings": True},
         "gpt_neox": {**wide, "max_position_embeddings": 128},
+        "gemma2": {**wide, "num_key_value_heads": 1, "head_dim": 16, "final_logit_softcapping": 3.0},
+        "cohere": {**wide, "num_key_value_heads": 1, "logit_scale": 0.3},
+        "granite": {**wide, "num_key_value_heads": 1, "logits_scaling": 4.0},
         "gpt_neo": {
             "hidden_size": 32,
             "num_layers": 2,
@@ -75,7 +80,7 @@ def tiny_architecture(kind: str) -> dict[str, Any]:
 def tiny_config(kind: str, vocab_size: int | None = None) -> Any:
     """The transformers config of `tiny_architecture(kind)` with the tiny tokenizer's special ids and no dropout."""
     settings = {"vocab_size": vocab_size or len(tiny_tokenizer()), "pad_token_id": 0, **tiny_architecture(kind)}
-    if kind in DECODERS:
+    if kind in (*DECODERS, *SCALED_HEADS):
         settings |= {"bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     for name in vars(config):

@@ -52,6 +52,29 @@ def test_methods_reach_the_optimum(name: str, runs: Path):
     assert found["exact/regret"] >= 0 and found["exact/kl"] == pytest.approx(found["exact/optimal_kl"], rel=0.2)
 
 
+def test_settings_of_speed_reach_the_network_and_change_no_figure(runs: Path, monkeypatch: pytest.MonkeyPatch):
+    from alignlab.models import policy as policies
+    from alignlab.rollout import generate as rollouts
+
+    seen = {}
+    for module, name, setting in ((policies, "hidden_at", "layout"), (rollouts, "decoding_network", "decoder")):
+        original = getattr(module, name)
+
+        def watched(*arguments, original=original, setting=setting, **named):
+            seen[setting] = named[setting]
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(module, name, watched)
+    figures = []
+    for words in ([], ["hardware.layout=padded", "hardware.decoder=general", "hardware.loss_in_chunks=false"]):
+        short = ["data.batch_size=32", "method.minibatch_size=32", "method.max_steps=4", "seed=3"]
+        where = runs / f"speed-{len(words)}"  # a folder each, for the key is the same: it leaves these settings out
+        figures.append(metrics(ran(where, ["experiments=exact/ppo", *short, *words]))["exact/share"])
+        settings = [seen["layout"], seen["decoder"]]
+        assert settings == ([word.split("=")[1] for word in words[:2]] or ["auto", "auto"])
+    assert figures[0] == pytest.approx(figures[1], rel=1e-4)
+
+
 def test_every_pair_at_once_needs_no_luck(runs: Path):
     """105 pairs with their weights and soft labels, through collator, policy and loss: full-batch DPO."""
     words = ["data.source.pairs=population", "data.batch_size=105", "method.max_steps=100", "method.lr=5e-3"]

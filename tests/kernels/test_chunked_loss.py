@@ -27,11 +27,12 @@ def curved(number: int, scored: LinearLogprobs) -> tuple[torch.Tensor, dict[str,
     return loss, {"share": loss.detach(), "rows": torch.tensor(float(len(scored.logprobs)))}
 
 
-def plain(hidden, weight, bias, labels, *, temperature=1.0, entropy=False):
+def plain(hidden, weight, bias, labels, *, temperature=1.0, entropy=False, scale=1.0, softcap=None):
     """The same loss over materialised logits."""
     total = hidden.new_zeros(())
     for number, part in enumerate(PARTS):
-        logits = (hidden[part] @ weight.T + bias) / temperature
+        products = scale * (hidden[part] @ weight.T + bias)
+        logits = (products if softcap is None else softcap * torch.tanh(products / softcap)) / temperature
         logp = logits.log_softmax(-1)
         own = LinearLogprobs(token_logprobs(logits, labels[part]), -(logp.exp() * logp).sum(-1) if entropy else None)
         total = total + curved(number, own)[0]
@@ -44,9 +45,10 @@ def gradients(loss, *leaves):
 
 @pytest.mark.parametrize("chunk_size", [None, 5, 1])
 @pytest.mark.parametrize(("temperature", "entropy"), [(1.0, False), (0.7, True), (1.3, False)])
-def test_it_equals_the_loss_over_all_logits(chunk_size, temperature, entropy):
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (1.4, None), (1.0, 1.5), (0.8, 2.0)])
+def test_it_equals_the_loss_over_all_logits(chunk_size, temperature, entropy, scale, softcap):
     hidden, weight, bias, labels = inputs()
-    settings = {"temperature": temperature, "entropy": entropy}
+    settings = {"temperature": temperature, "entropy": entropy, "scale": scale, "softcap": softcap}
     loss, metrics = linear_loss(hidden, weight, labels, PARTS, curved, bias=bias, chunk_size=chunk_size, **settings)
     expected = plain(hidden, weight, bias, labels, **settings)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)

@@ -1,6 +1,7 @@
 """Log-probs: against double loops, by identities, and without ever holding all logits."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignlab.batches import IGNORE
 from alignlab.errors import ConfigError
+from alignlab.kernels.head import _compiled, exps_
 from alignlab.kernels.logprobs import linear_argmax, linear_logprobs, shift_labels, token_logprobs
 from tests.reference import logprobs as twins
 from tests.reference.check import DTYPES, assert_close, assert_like_twin
@@ -123,13 +125,30 @@ def test_linear_logprobs_and_entropy_equal_the_loop(dtype, temperature, with_bia
     assert_like_twin(ours, twin, hidden, weight, *([bias] if with_bias else []), dtype=dtype)
 
 
+@pytest.mark.parametrize(("scale", "softcap"), [(1.6, None), (1.0, 1.5), (0.8, 2.0)])
+@pytest.mark.parametrize("chunk_size", [None, 10])
+def test_scale_and_soft_cap_stand_between_products_and_logits(scale, softcap, chunk_size):
+    hidden, weight, bias = make_head()
+    labels = make_labels(N)
+    settings = {"bias": bias, "scale": scale, "softcap": softcap}
+    out = linear_logprobs(hidden, weight, labels, temperature=0.7, chunk_size=chunk_size, entropy=True, **settings)
+    logits = scale * (hidden @ weight.T + bias)
+    logits = (logits if softcap is None else softcap * torch.tanh(logits / softcap)) / 0.7
+    assert_close(out.logprobs, token_logprobs(logits, labels))
+    entropies = torch.distributions.Categorical(logits=logits).entropy()
+    assert_close(out.entropy, entropies.masked_fill(labels == IGNORE, 0.0))
+    assert linear_argmax(hidden, weight, **settings).equal(logits.argmax(-1))
+
+
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (1.3, 1.5)])
 @pytest.mark.parametrize("entropy", [False, True])
-def test_linear_logprobs_pass_gradcheck(entropy):
+def test_linear_logprobs_pass_gradcheck(entropy, scale, softcap):
     hidden, weight, bias = (x.requires_grad_() for x in make_head(6, 4, 9))
     labels = make_labels(6, vocab_size=9)
 
     def outputs(hidden, weight, bias):
-        out = linear_logprobs(hidden, weight, labels, bias=bias, temperature=0.8, chunk_size=2, entropy=entropy)
+        settings = {"temperature": 0.8, "scale": scale, "softcap": softcap}
+        out = linear_logprobs(hidden, weight, labels, bias=bias, chunk_size=2, entropy=entropy, **settings)
         return (out.logprobs, out.entropy) if entropy else out.logprobs
 
     assert torch.autograd.gradcheck(outputs, (hidden, weight, bias))
@@ -284,6 +303,22 @@ def test_forbidden_tokens_leave_entropy_and_gradients_finite():
     expected = ((hidden @ weight.T + bias)[:, allowed]).softmax(-1)
     assert_close(out.entropy, -(expected * expected.log()).sum(-1))
     assert torch.isfinite(hidden.grad).all() and torch.isfinite(weight.grad).all() and not weight.grad[3].any()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of torch.compile for CPUs")
+def test_the_compiled_tile_is_the_plain_one():
+    """Compiled by default on GPUs only; the same source, here for the CPU."""
+    tile = torch.empty(64, 300)
+    for rows in (64, 37, 1):
+        logits = 5 * torch.randn(rows, 300, generator=torch.Generator().manual_seed(rows))
+        labels = torch.arange(rows)
+        expected = logits.clone()
+        outputs = exps_(expected, labels)
+        found = tile[:rows].copy_(logits)
+        for ours, theirs in zip(_compiled()(found, labels), outputs, strict=True):
+            torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(found, expected)
 
 
 def test_a_second_derivative_is_refused():

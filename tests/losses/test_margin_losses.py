@@ -99,6 +99,23 @@ def test_exo_is_the_reverse_kl_and_conservative_dpo_the_forward_one(label_smooth
     assert DPOLoss(0.5, label_smoothing)(*wrong).loss.item() > 50
 
 
+@pytest.mark.parametrize("preferred", [0.55, 0.73, 0.9])
+def test_exo_rests_further_out_than_dpo_where_labels_are_noisy(preferred):
+    """At (2p - 1) logit(1 - e), where DPO rests at logit(p); with labels drawn as with soft ones."""
+    rests = {
+        EXOLoss(0.5, 0.001): (2 * preferred - 1) * math.log(999),
+        DPOLoss(0.5): math.log(preferred / (1 - preferred)),
+    }
+    for loss, rest in rests.items():
+        policy, reference = at_margin(rest / 0.5, requires_grad=True)
+        soft = loss(policy, reference, preference=torch.tensor([preferred], dtype=torch.float64)).loss
+        swapped = policy.swapped(), reference.swapped()
+        drawn = preferred * loss(policy, reference).loss + (1 - preferred) * loss(*swapped).loss
+        for value in (soft, drawn):
+            assert abs(torch.autograd.grad(value, policy.chosen, retain_graph=True)[0].item()) < 1e-12
+    assert min(rests.values()) * 2.5 < max(rests.values())
+
+
 def test_discopop_is_exponential_above_zero_and_logistic_below():
     for margin, value in ((1.0, math.exp(-1)), (-1.0, math.log(1 + math.e))):
         assert DiscoPOPLoss(1.0, tau=0.001)(*at_margin(margin)).loss.item() == pytest.approx(value)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch import nn
 
 from alignlab.batches import IGNORE, Sequences
 from alignlab.errors import ModelError
@@ -159,14 +159,30 @@ def test_forward_is_float32_under_bfloat16_autocast_and_close_to_full_precision(
     assert 0 < (out.logprobs - policy(rows).logprobs).abs().max() < 0.5
 
 
-def test_a_soft_capped_head_is_refused_because_the_network_itself_is_asked() -> None:
-    config = AutoConfig.for_model(
-        "gemma2", vocab_size=49, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, final_logit_softcapping=0.05, pad_token_id=0,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config)
-    tiny.make_peaky(model, 20.0)
-    with pytest.raises(ModelError, match="soft-capped"):
+@pytest.mark.parametrize("kind", tiny.SCALED_HEADS)
+def test_scale_and_soft_cap_of_a_head_count_in_log_probs_in_parts_and_in_gradients(kind: str) -> None:
+    policy, rows = tiny.tiny_policy(kind), tiny.tiny_sequences(LENGTHS)
+    check_plain_head(policy.model)
+    head = lm_head(policy.model)
+    plain = nn.functional.linear(hidden_states(policy.model, rows.input_ids, rows.attention_mask), head.weight)
+    assert (plain - policy.model(rows.input_ids, rows.attention_mask).logits).abs().max() > 1  # else this shows nothing
+    out, expected = policy(rows, temperature=0.7), naive_logprobs(policy, rows, 0.7)
+    torch.testing.assert_close(out.logprobs.double(), expected, atol=2e-5, rtol=0)
+    parts = [(torch.tensor([k]), rows.take(torch.tensor([k]))) for k in range(rows.num_rows)]
+    in_parts = policy.loss_in_parts(rows, parts, lambda _, own: (own.logprobs.sin().sum(), {}), temperature=0.7)
+    weights = list(policy.parameters())
+    theirs = torch.autograd.grad(expected.sin().sum(), weights, allow_unused=True)
+    for loss in (out.logprobs.sin().sum(), in_parts.loss):
+        for one, other in zip(torch.autograd.grad(loss, weights, allow_unused=True), theirs, strict=True):
+            if other is not None:
+                torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
+
+
+def test_a_head_scaled_under_another_name_is_refused_because_the_network_itself_is_asked() -> None:
+    model = tiny.tiny_causal("cohere")
+    check_plain_head(model)
+    model.config.logit_scale = 1.0  # the network has read it already
+    with pytest.raises(ModelError, match="CohereForCausalLM does not compute logits as head"):
         check_plain_head(model)
     check_plain_head(tiny.tiny_causal("gpt_neox"))
 

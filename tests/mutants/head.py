@@ -45,8 +45,8 @@ MUTANTS = (
     Mutant(
         "exponentials of the logits themselves: large ones overflow",
         "kernels/head.py",
-        "largest = logits.amax(-1, keepdim=True)",
-        "largest = torch.zeros_like(logits[:, :1])",
+        "shifted = logits.sub_(logits.amax(-1, keepdim=True))",
+        "shifted = logits",
         (*CHUNKED, *LOGPROBS),
     ),
     Mutant(
@@ -133,5 +133,41 @@ MUTANTS = (
         "return [*runs, range(start, len(lengths))] if len(lengths) else []",
         "return runs or ([range(start, len(lengths))] if len(lengths) else [])",
         CHUNKED,
+    ),
+    # -- scaled and capped logits ------------------------------------------------------------------------------------
+    Mutant(
+        "slope of the soft cap left out of the gradient",
+        "kernels/head.py",
+        "grad *= self._slope[: len(grad)]",
+        "pass",
+        CHUNKED,
+    ),
+    Mutant(
+        "scale of the logits left out of the gradient",
+        "kernels/head.py",
+        "grad *= scale",
+        "pass",
+        CHUNKED,
+    ),
+    Mutant(
+        "temperature before the soft cap",
+        "kernels/head.py",
+        "tile.div_(softcap).tanh_()",
+        "tile.div_(softcap * temperature).tanh_().mul_(temperature)",
+        LOGPROBS,
+    ),
+    Mutant(
+        "scale and soft cap of the head forgotten while replies are sampled",
+        "models/decoding/logits.py",
+        "return head.logits_of(_product(hidden.to(head.weight.dtype), head.weight, head.bias))",
+        "return _product(hidden.to(head.weight.dtype), head.weight, head.bias)",
+        ("rollout/test_generate.py",),
+    ),
+    Mutant(
+        "logits multiplied where the network divides",
+        "models/backbone.py",
+        "(times or 1.0) / (over or 1.0)",
+        "(times or 1.0) * (over or 1.0)",
+        ("models/test_policy.py",),
     ),
 )

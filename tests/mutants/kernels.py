@@ -40,14 +40,14 @@ MUTANTS = (
     Mutant(
         "temperature forgotten in the log-probs",
         "kernels/head.py",
-        "return tile if self.temperature == 1.0 else tile.div_(self.temperature)",
+        "return tile if temperature == 1.0 else tile.div_(temperature)",
         "return tile",
         LOGPROBS,
     ),
     Mutant(
         "temperature forgotten in the gradient of the log-probs",
         "kernels/head.py",
-        "return grad if self.temperature == 1.0 else grad.div_(self.temperature)",
+        "return grad if temperature == 1.0 else grad.div_(temperature)",
         "return grad",
         LOGPROBS,
     ),

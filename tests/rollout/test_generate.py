@@ -50,7 +50,7 @@ def hf_greedy(policy: Policy, prompts: PromptBatch, max_new_tokens: int) -> list
     return replies
 
 
-@pytest.mark.parametrize("kind", tiny.DECODERS)
+@pytest.mark.parametrize("kind", (*tiny.DECODERS, *tiny.SCALED_HEADS))
 @pytest.mark.parametrize("decoder", ["auto", "general"])
 def test_greedy_replies_equal_transformers_for_each_prompt_alone(kind: str, decoder: Decoder) -> None:
     policy = tiny.tiny_policy(kind, stop_token_ids=(2, 11, 17))
@@ -61,7 +61,7 @@ def test_greedy_replies_equal_transformers_for_each_prompt_alone(kind: str, deco
     assert rollout.complete.tolist() == [reply[-1] in (2, 11, 17) for reply in expected]
 
 
-@pytest.mark.parametrize("kind", tiny.DECODERS)
+@pytest.mark.parametrize("kind", (*tiny.DECODERS, *tiny.SCALED_HEADS))
 def test_sampler_logprobs_equal_the_training_forwards_at_any_temperature(kind: str) -> None:
     policy = tiny.tiny_policy(kind, stop_token_ids=(2, 11, 17))
     for temperature in (1.0, 0.7):

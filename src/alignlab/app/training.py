@@ -20,6 +20,9 @@ log = logging.getLogger("alignlab")
 LAYOUTS = ("auto", "padded", "packed", "shared")
 """What hardware.layout may say; see `models/packing.py`."""
 
+DECODERS = ("auto", "general")
+"""What hardware.decoder may say; see `models/decoding`."""
+
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
 
 
@@ -40,8 +43,9 @@ def check_hardware(cfg: DictConfig) -> None:
     import torch
 
     h = cfg.hardware
-    if h.layout not in LAYOUTS:
-        raise ConfigError(f"hardware.layout={h.layout}: allowed are {', '.join(LAYOUTS)}")
+    for name, allowed in (("layout", LAYOUTS), ("decoder", DECODERS)):
+        if h[name] not in allowed:
+            raise ConfigError(f"hardware.{name}={h[name]}: allowed are {', '.join(allowed)}")
     if h.threads is not None and not (isinstance(h.threads, int) and h.threads >= 1):
         raise ConfigError(f"hardware.threads={h.threads}: expected null or a number from 1")
     if cfg.hardware.accelerator == "gpu" and not torch.cuda.is_available():

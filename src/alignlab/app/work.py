@@ -36,6 +36,7 @@ def train(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     from hydra.utils import instantiate
 
     from alignlab.methods.checkpoint import newest_checkpoint, restore_method
+    from alignlab.models.policy import Policy
 
     check_hardware(cfg)
     use_threads(cfg)
@@ -46,6 +47,8 @@ def train(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     data = make_data(cfg, folder, source, method_class.row_type)
     model = load_model(cfg, source, method_class)
     model.layout = cfg.hardware.layout
+    if isinstance(model, Policy):
+        model.decoder = cfg.hardware.decoder
     method: Method = make_method(model)
     seed_everything(cfg.seed + 100_003 * rank_of_process())  # dropout differs between processes, weights did not
     total_steps = method.num_steps(data.steps_per_epoch)

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alignlab.kernels.head import Gradients, Head, Softmax, operand_dtype, tile_rows, whole_rows
-from alignlab.kernels.logprobs import LinearLogprobs, require_temperature
+from alignlab.kernels.head import Gradients, Head, LogitSettings, Softmax, operand_dtype, tile_rows, whole_rows
+from alignlab.kernels.logprobs import LinearLogprobs, logit_settings
 from alignlab.kernels.precision import autocast_off
 
 Metrics = dict[str, Float[Tensor, ""]]
@@ -35,6 +35,8 @@ def linear_loss(
     loss: PartLoss,
     *,
     bias: Float[Tensor, "V"] | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
     temperature: float = 1.0,
     chunk_size: int | None = None,
     entropy: bool = False,
@@ -44,11 +46,14 @@ def linear_loss(
     `parts`: row numbers, no row twice; every row's label is a token. A part of more than `chunk_size` rows (None: by
     vocabulary) goes the way of `linear_logprobs`: its logits are made a second time, once its loss is known. Equal to
     `loss` over the parts of `linear_logprobs` up to rounding. The gradients are used up by one backward pass.
-    ConfigError for a temperature that is not positive.
+    ConfigError for a temperature or a soft cap that is not positive.
     """
-    require_temperature("linear_loss", temperature)
     settings = _Settings(
-        temperature, operand_dtype(hidden, weight), chunk_size or whole_rows(weight), entropy, torch.is_grad_enabled()
+        logit_settings("linear_loss", temperature, scale, softcap),
+        operand_dtype(hidden, weight),
+        chunk_size or whole_rows(weight),
+        entropy,
+        torch.is_grad_enabled(),
     )
     metrics: Metrics = {}
 
@@ -73,7 +78,7 @@ def grouped(lengths: Sequence[int], weight: Float[Tensor, "V D"]) -> list[range]
 
 
 class _Settings(NamedTuple):
-    temperature: float
+    logits: LogitSettings
     operand: torch.dtype
     chunk_size: int
     entropy: bool
@@ -95,12 +100,12 @@ class _LinearLoss(torch.autograd.Function):
         wanted = [needed and settings.wants_gradients for needed in ctx.needs_input_grad[:3]]
         largest = min(settings.chunk_size, max((len(part) for part in parts), default=0))
         with autocast_off(hidden):
-            head = Head(hidden, weight, bias, settings.temperature, settings.operand, largest)
+            head = Head(hidden, weight, bias, settings.logits, settings.operand, largest)
             gradients = Gradients.zeros(head, *wanted)
             total = torch.zeros((), dtype=head.dtype, device=hidden.device)
             for number, part in enumerate(parts):
                 pieces = part.split(max(largest, 1))
-                found = [_softmax(head, piece, labels, settings.entropy) for piece in pieces]
+                found = [_softmax(head, piece, labels, settings) for piece in pieces]
                 logprobs, entropy = _leaves(found, settings)
                 with torch.set_grad_enabled(settings.wants_gradients):
                     value = loss(number, LinearLogprobs(logprobs, entropy))
@@ -113,7 +118,7 @@ class _LinearLoss(torch.autograd.Function):
                         rows = head.rows(piece)
                         tile = head.exps(len(piece))
                         if len(pieces) > 1:  # the tile has held other rows since
-                            tile = head.logits(rows)
+                            tile = head.logits(rows, differentiable=True)
                             head.softmax_(tile, labels[piece], entropy=upstream_entropy is not None)
                         of_entropy = None if upstream_entropy is None else upstream_entropy[where]
                         grad = head.gradient_(tile, labels[piece], softmax, upstream[where], of_entropy)
@@ -132,8 +137,9 @@ class _LinearLoss(torch.autograd.Function):
         return *gradients.to(ctx.dtypes), None, None, None, None
 
 
-def _softmax(head: Head, piece: Tensor, labels: Tensor, entropy: bool) -> Softmax:
-    return head.softmax_(head.logits(head.rows(piece)), labels[piece], entropy=entropy)
+def _softmax(head: Head, piece: Tensor, labels: Tensor, settings: _Settings) -> Softmax:
+    logits = head.logits(head.rows(piece), differentiable=settings.wants_gradients)
+    return head.softmax_(logits, labels[piece], entropy=settings.entropy)
 
 
 def _leaves(found: list[Softmax], settings: _Settings) -> tuple[Tensor, Tensor | None]:

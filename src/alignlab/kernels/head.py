@@ -1,8 +1,11 @@
 """The output head, a tile of rows at a time: what the two forms in `logprobs` and `chunked_loss` are made of.
 
 A tile holds the logits of C rows over the whole vocabulary V. It is allocated once and written again and again: a fresh
-one for each chunk would cost more in page faults than its arithmetic. With z the logits over the temperature, m their
-largest in a row and e = exp(z - m), s = sum(e), p = e / s:
+one for each chunk would cost more in page faults than its arithmetic. With x = hidden @ weight.T + bias the products, z
+the logits over the temperature T, m their largest in a row and e = exp(z - m), s = sum(e), p = e / s:
+
+    z = scale x / T                        dz / dx = scale / T
+    z = cap tanh(scale x / cap) / T        dz / dx = (1 - tanh^2(scale x / cap)) scale / T        with a soft cap
 
     log p(y) = z_y - m - log s             d log p(y) / d z_j = [j = y] - p_j
     H = log s + sum_j entr(e_j) / s        d H / d z_j = -p_j (log p_j + H) = (entr(e_j) - e_j (H - log s)) / s
@@ -10,7 +13,8 @@ largest in a row and e = exp(z - m), s = sum(e), p = e / s:
 where entr(x) = -x log x, 0 at 0 (a token whose logit is -inf). One exp serves values and gradients.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +24,14 @@ from torch import Tensor
 _TILE_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}  # 64 and 512 MiB in float32; smaller ones spend their time on overhead
 _MIN_ROWS = 64  # below this a matrix product is all memory traffic
 _WHOLE = 4  # a part that must stay in one piece may be this many tiles large
+
+
+class LogitSettings(NamedTuple):
+    """What makes logits of the head's products: see the top of this file."""
+
+    temperature: float = 1.0
+    scale: float = 1.0  # of the network: Cohere's logit_scale, one over Granite's logits_scaling
+    softcap: float | None = None  # of the network: Gemma 2's final_logit_softcapping; None: not capped
 
 
 class Softmax(NamedTuple):
@@ -42,29 +54,41 @@ class Head:
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        temperature: float,
+        settings: LogitSettings,
         operand: torch.dtype,
         largest: int,
     ):
         """`operand`: see `operand_dtype`. `largest`: rows of the largest tile that will be asked for."""
         self.dtype, self.operand = computed_dtype(hidden, weight), operand
-        self.hidden, self.temperature = hidden, temperature
+        self.hidden, self.settings = hidden, settings
         self.weight = weight.to(self.operand)  # no copy for float32 weights
         self.bias = None if bias is None else bias.to(self.dtype)
         self.largest = largest
         self._tile = torch.empty(largest, len(weight), dtype=self.dtype, device=weight.device)
         self._scratch: Tensor | None = None
+        self._slope: Tensor | None = None  # of the soft cap at the tile's logits; gradients need it
 
     def rows(self, index: Int[Tensor, "C"]) -> Float[Tensor, "C D"]:
         """The hidden states of some rows."""
         return self.hidden[index].to(self.operand)
 
-    def logits(self, rows: Float[Tensor, "C D"]) -> Float[Tensor, "C V"]:
-        """Their logits over the temperature, in the tile: the next call overwrites them."""
+    def logits(self, rows: Float[Tensor, "C D"], *, differentiable: bool = False) -> Float[Tensor, "C V"]:
+        """Their logits over the temperature, in the tile: the next call overwrites them.
+
+        `differentiable`: `gradient_` will be asked for theirs (a soft cap's slope is kept, another tile).
+        """
         tile = self._product(rows, self.weight.T, out=self._tile[: len(rows)])
         if self.bias is not None:
             tile += self.bias
-        return tile if self.temperature == 1.0 else tile.div_(self.temperature)
+        temperature, scale, softcap = self.settings
+        if scale != 1.0:
+            tile.mul_(scale)
+        if softcap is not None:
+            tile.div_(softcap).tanh_()
+            if differentiable:
+                self._keep_slope(tile)
+            tile.mul_(softcap)
+        return tile if temperature == 1.0 else tile.div_(temperature)
 
     def exps(self, rows: int) -> Float[Tensor, "C V"]:
         """The tile as `softmax_` left it."""
@@ -72,10 +96,8 @@ class Head:
 
     def softmax_(self, logits: Float[Tensor, "C V"], labels: Int[Tensor, "C"], *, entropy: bool) -> Softmax:
         """Turns a tile of logits z into e = exp(z - m); with `entropy` the scratch tile becomes entr(e)."""
-        largest = logits.amax(-1, keepdim=True)
-        shifted = logits.sub_(largest)
-        picked = shifted.gather(1, labels.unsqueeze(1)).squeeze(1)
-        total = shifted.exp_().sum(-1)
+        shift_and_exp_ = _compiled() if logits.is_cuda else exps_
+        picked, total = shift_and_exp_(logits, labels)
         log_sum = total.log()
         of_rows = None
         if entropy:
@@ -90,7 +112,7 @@ class Head:
         upstream: Float[Tensor, "C"],
         upstream_entropy: Float[Tensor, "C"] | None,
     ) -> Float[Tensor, "C V"]:
-        """Turns the tile that `softmax_` left into the gradient of its rows' logits before the temperature."""
+        """Turns the tile that `softmax_` left into the gradient of its rows' products."""
         inverse = torch.exp(-softmax.log_sum)  # 1 / s
         factor = -upstream
         if upstream_entropy is not None:
@@ -101,10 +123,16 @@ class Head:
         if upstream_entropy is not None:
             assert self._scratch is not None
             grad += self._scratch[: len(grad)].mul_((upstream_entropy * inverse).unsqueeze(1))
-        return grad if self.temperature == 1.0 else grad.div_(self.temperature)
+        temperature, scale, softcap = self.settings
+        if softcap is not None:
+            assert self._slope is not None  # see `logits`
+            grad *= self._slope[: len(grad)]
+        if scale != 1.0:
+            grad *= scale
+        return grad if temperature == 1.0 else grad.div_(temperature)
 
     def to_hidden(self, grad: Float[Tensor, "C V"]) -> Float[Tensor, "C D"]:
-        """The gradient of the hidden states from that of the logits."""
+        """The gradient of the hidden states from that of the products."""
         return self._product(grad.to(self.operand), self.weight)
 
     def add_to_weight(
@@ -120,13 +148,34 @@ class Head:
         """a @ b in the dtype of the computation."""
         if self.operand == self.dtype:
             return torch.mm(a, b, out=out)
-        product = torch.mm(a, b, out_dtype=self.dtype)  # CUDA only: half-precision factors, float32 sums
-        return product if out is None else out.copy_(product)
+        return torch.mm(a, b, out_dtype=self.dtype, out=out)  # CUDA only: half-precision factors, float32 sums
+
+    def _keep_slope(self, tanh: Float[Tensor, "C V"]) -> None:
+        """1 - tanh^2, for `gradient_`."""
+        if self._slope is None:
+            self._slope = torch.empty_like(self._tile)
+        torch.square(tanh, out=self._slope[: len(tanh)]).neg_().add_(1.0)
 
     def _entr(self, rows: int) -> Tensor:
         if self._scratch is None:
             self._scratch = torch.empty_like(self._tile)
         return self._scratch[:rows]
+
+
+def exps_(logits: Float[Tensor, "C V"], labels: Int[Tensor, "C"]) -> tuple[Float[Tensor, "C"], Float[Tensor, "C"]]:
+    """Turns logits z into e = exp(z - m), in place; gives z - m of the labels, and s."""
+    shifted = logits.sub_(logits.amax(-1, keepdim=True))
+    picked = shifted.gather(1, labels.unsqueeze(1)).squeeze(1)
+    return picked, shifted.exp_().sum(-1)
+
+
+@functools.cache
+def _compiled() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """`exps_` as one kernel, for GPUs: the tile is read twice and written once instead of four times and two.
+
+    TORCH_COMPILE_DISABLE=1 in the environment turns it off.
+    """
+    return torch.compile(exps_, dynamic=True)
 
 
 class Gradients(NamedTuple):
@@ -149,7 +198,7 @@ class Gradients(NamedTuple):
         )
 
     def add(self, head: Head, index: Int[Tensor, "C"], rows: Float[Tensor, "C D"], grad: Float[Tensor, "C V"]) -> None:
-        """Takes in the gradient of the logits of some rows; each row comes once."""
+        """Takes in the gradient of the products of some rows; each row comes once."""
         if self.hidden is not None:
             self.hidden[index] = head.to_hidden(grad)
         if self.weight is not None:

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from alignlab.batches import IGNORE
 from alignlab.errors import ConfigError
-from alignlab.kernels.head import Gradients, Head, operand_dtype, tile_rows
+from alignlab.kernels.head import Gradients, Head, LogitSettings, operand_dtype, tile_rows
 from alignlab.kernels.precision import autocast_off, upcast
 
 
@@ -60,19 +60,23 @@ def linear_logprobs(
     labels: Int[Tensor, "N"],
     *,
     bias: Float[Tensor, "V"] | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
     temperature: float = 1.0,
     chunk_size: int | None = None,
     entropy: bool = False,
 ) -> LinearLogprobs:
-    """log p(label) under softmax((hidden @ weight.T + bias) / temperature), without ever holding [N, V].
+    """log p(label) under softmax(z / temperature), without ever holding [N, V].
+
+    z = scale x, or softcap tanh(scale x / softcap), with x = hidden @ weight.T + bias.
 
     `chunk_size` is the number of positions whose logits exist at once (None: by vocabulary). `entropy=True` adds the
     entropy of the same tempered distribution, differentiable like the log-probs. Ignored rows give 0 and get zero
     gradient, whatever stands in them; N may be 0. Products and log-sum-exp run in the promoted dtype of hidden and
     weight, at least float32 (see `head.Head`). Gradients are exact, go only to what requires them (a frozen head costs
-    nothing) and are differentiable once. ConfigError for a temperature or a chunk size that is not positive.
+    nothing) and are differentiable once. ConfigError for a temperature, soft cap or chunk size that is not positive.
     """
-    require_temperature("linear_logprobs", temperature)
+    settings = logit_settings("linear_logprobs", temperature, scale, softcap)
     if chunk_size is None:
         chunk_size = tile_rows(weight)
     elif chunk_size < 1:
@@ -80,27 +84,36 @@ def linear_logprobs(
             f"linear_logprobs: chunk_size={chunk_size} must be at least 1, or None to choose by vocabulary"
         )
     operand = operand_dtype(hidden, weight)
-    out = _LinearLogprobs.apply(hidden, weight, labels, bias, temperature, chunk_size, entropy, operand)
+    out = _LinearLogprobs.apply(hidden, weight, labels, bias, settings, chunk_size, entropy, operand)
     return LinearLogprobs(*out)
 
 
-def require_temperature(name: str, temperature: float) -> None:
-    """ConfigError unless it is positive and finite."""
+def logit_settings(name: str, temperature: float, scale: float, softcap: float | None) -> LogitSettings:
+    """The settings; ConfigError for a temperature or a soft cap that is not positive and finite."""
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ConfigError(f"{name}: temperature={temperature} must be positive; greedy choice has no log-probs")
+    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+        raise ConfigError(f"{name}: softcap={softcap} must be positive, or None for logits that are not capped")
+    return LogitSettings(temperature, scale, softcap)
 
 
 @torch.no_grad()
 def linear_argmax(
-    hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], *, bias: Float[Tensor, "V"] | None = None
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    *,
+    bias: Float[Tensor, "V"] | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> Int[Tensor, "N"]:
     """The most likely token of each row, chunked and upcast like `linear_logprobs`; of equals the lowest id."""
+    settings = logit_settings("linear_argmax", 1.0, scale, softcap)
     if not len(hidden):
         return torch.zeros(0, dtype=torch.int64, device=hidden.device)
     chunks = torch.arange(len(hidden), device=hidden.device).split(tile_rows(weight))
     operand = operand_dtype(hidden, weight)
     with autocast_off(hidden):
-        head = Head(hidden, weight, bias, 1.0, operand, len(chunks[0]))
+        head = Head(hidden, weight, bias, settings, operand, len(chunks[0]))
         return torch.cat([head.logits(head.rows(index)).argmax(-1) for index in chunks])
 
 
@@ -114,14 +127,14 @@ class _LinearLogprobs(torch.autograd.Function):
         weight: Tensor,
         labels: Tensor,
         bias: Tensor | None,
-        temperature: float,
+        settings: LogitSettings,
         chunk_size: int,
         with_entropy: bool,
         operand: torch.dtype,
     ) -> tuple[Tensor, Tensor | None]:
         scored = (labels != IGNORE).nonzero().squeeze(1)  # ignored rows cost nothing and cannot leak
         ctx.save_for_backward(hidden, weight, labels, bias, scored)
-        ctx.settings = temperature, operand, min(chunk_size, len(scored))
+        ctx.settings = settings, operand, min(chunk_size, len(scored))
         ctx.with_entropy = with_entropy
         ctx.set_materialize_grads(False)
         with autocast_off(hidden):
@@ -146,7 +159,7 @@ class _LinearLogprobs(torch.autograd.Function):
             gradients = Gradients.zeros(head, needs_hidden, needs_weight, needs_bias)
             for index in scored.split(max(head.largest, 1)):
                 rows = head.rows(index)
-                logits = head.logits(rows)
+                logits = head.logits(rows, differentiable=True)
                 found = head.softmax_(logits, labels[index], entropy=grad_entropy is not None)
                 upstream_entropy = None if grad_entropy is None else grad_entropy[index]
                 grad = head.gradient_(logits, labels[index], found, grad_logprobs[index], upstream_entropy)

@@ -17,10 +17,20 @@ from alignlab.errors import ModelError
 
 
 class Head(NamedTuple):
-    """A plain linear LM head: logits = hidden @ weight.T + bias."""
+    """A linear LM head: logits = scale x, or softcap tanh(scale x / softcap), of x = hidden @ weight.T + bias.
+
+    The names are those of the arguments of `linear_logprobs` and `linear_loss`.
+    """
 
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, "V"] | None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits_of(self, products: Float[Tensor, "*axes V"]) -> Float[Tensor, "*axes V"]:
+        """What the network makes of x."""
+        scaled = products if self.scale == 1.0 else products * self.scale
+        return scaled if self.softcap is None else torch.tanh(scaled / self.softcap) * self.softcap
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -69,20 +79,26 @@ def takes_positions(body: nn.Module) -> bool:
 
 
 def lm_head(model: nn.Module) -> Head:
-    """Weight and bias of the LM head. ModelError unless it is one plain, unadapted linear layer."""
-    head = unwrapped(model).get_output_embeddings()
+    """The LM head. ModelError unless it is one plain, unadapted linear layer.
+
+    Scale and soft cap are read from the network's config, under the names that transformers gives them.
+    """
+    network = unwrapped(model)
+    head = network.get_output_embeddings()
     if type(head) is not nn.Linear:
         found = type(head).__name__ if head is not None else "none"
         raise ModelError(
-            f"the LM head of {type(unwrapped(model)).__name__} is {found}; log-probs are computed from a plain "
+            f"the LM head of {type(network).__name__} is {found}; log-probs are computed from a plain "
             "nn.Linear: leave the head out of adapter.target_modules, or use another architecture"
         )
-    return Head(head.weight, head.bias)
+    times, over = (getattr(network.config, name, None) for name in ("logit_scale", "logits_scaling"))
+    softcap = getattr(network.config, "final_logit_softcapping", None)
+    return Head(head.weight, head.bias, (times or 1.0) / (over or 1.0), softcap)
 
 
 @torch.no_grad()
 def check_plain_head(model: nn.Module) -> None:
-    """ModelError unless the network's own logits are head(hidden): no soft-cap, scale or extra layer between.
+    """ModelError unless the network's own logits are those of `lm_head`: nothing else between or after.
 
     Asked of the network itself on four tokens, because every architecture names such a setting differently.
     """
@@ -90,12 +106,14 @@ def check_plain_head(model: nn.Module) -> None:
     device = head.weight.device
     ids = torch.arange(4, device=device)[None] % head.weight.shape[0]
     with evaluating(model):
-        ours = nn.functional.linear(hidden_states(model, ids, torch.ones_like(ids, dtype=torch.bool)), *head)
+        hidden = hidden_states(model, ids, torch.ones_like(ids, dtype=torch.bool))
+        ours = head.logits_of(nn.functional.linear(hidden, head.weight, head.bias))
         theirs = unwrapped(model)(input_ids=ids, use_cache=False).logits
     if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
         raise ModelError(
             f"{type(unwrapped(model)).__name__} does not compute logits as head(hidden): the largest difference is "
-            f"{(ours - theirs).abs().max():.3g} (a soft-capped or scaled head?); such architectures are not supported"
+            f"{(ours - theirs).abs().max():.3g} (a scale or a soft cap of another name than Cohere's, Granite's and "
+            "Gemma 2's, or a layer in between?); such architectures are not supported"
         )
 
 

@@ -18,6 +18,7 @@ from alignlab.kernels.chunked_loss import Metrics, linear_loss
 from alignlab.kernels.logprobs import LinearLogprobs, linear_argmax, linear_logprobs, shift_labels
 from alignlab.models.adapter_state import adapter_off, is_adapted
 from alignlab.models.backbone import device_of, lm_head
+from alignlab.models.decoding import Decoder
 from alignlab.models.heads import ValueHead
 from alignlab.models.origins import Origin
 from alignlab.models.packing import Layout, hidden_at
@@ -64,6 +65,7 @@ class Policy(nn.Module):
         self.model = model
         self.value_head = None
         self.layout: Layout = "auto"
+        self.decoder: Decoder = "auto"  # which loop `rollout.generate` takes
         self.tokenizer = tokenizer
         self.stop_token_ids = stop_token_ids
         self.origin = origin
@@ -86,14 +88,14 @@ class Policy(nn.Module):
         labels = shift_labels(sequences.labels)
         mask = labels != IGNORE
         hidden = self._hidden(sequences, mask)
-        weight, bias = lm_head(self.model)
-        scored = linear_logprobs(hidden, weight, labels[mask], bias=bias, temperature=temperature, entropy=entropy)
+        head = lm_head(self.model)._asdict()
+        scored = linear_logprobs(hidden, labels=labels[mask], temperature=temperature, entropy=entropy, **head)
         return PolicyOutput(
             logprobs=scatter(scored.logprobs, mask),
             mask=mask,
             entropy=None if scored.entropy is None else scatter(scored.entropy, mask),
             values=self._values(hidden, mask) if values else None,
-            greedy=scatter(linear_argmax(hidden, weight, bias=bias) == labels[mask], mask) if greedy else None,
+            greedy=scatter(linear_argmax(hidden, **head) == labels[mask], mask) if greedy else None,
         )
 
     def loss_in_parts(
@@ -123,16 +125,14 @@ class Policy(nn.Module):
             of_tokens = None if scored.entropy is None else scatter(scored.entropy, own)
             return loss(number, PolicyOutput(scatter(scored.logprobs, own), own, of_tokens, None, None))
 
-        weight, bias = lm_head(self.model)
         total, metrics = linear_loss(
             hidden,
-            weight,
-            labels[mask],
-            [place[rows][mask[rows]] for rows, _ in parts],
-            loss_of,
-            bias=bias,
+            labels=labels[mask],
+            parts=[place[rows][mask[rows]] for rows, _ in parts],
+            loss=loss_of,
             temperature=temperature,
             entropy=entropy,
+            **lm_head(self.model)._asdict(),
         )
         return LossInParts(total, metrics, self._values(hidden, mask) if values else None)
 

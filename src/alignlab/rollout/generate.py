@@ -47,13 +47,13 @@ def generate(
     top_p: float = 1.0,
     greedy: bool = False,
     generator: torch.Generator | None = None,
-    decoder: Decoder = "auto",
+    decoder: Decoder | None = None,
 ) -> Rollout:
     """A reply of at most `max_new_tokens` tokens to each prompt.
 
     `top_k=0` and `top_p=1.0` are off. `greedy` takes the most likely token and needs no generator; sampling needs one,
     and the same one gives the same replies. `sampler_logprobs` are of the distribution that was drawn from.
-    `decoder` changes the speed only: see `models.decoding`.
+    `decoder` (None: the policy's own setting) changes the speed only: see `models.decoding`.
     ConfigError for impossible settings or a reply that would pass the network's longest position; DataError for
     prompts that are empty or padded on the right.
     """
@@ -66,7 +66,9 @@ def generate(
     )
     uniform = None if greedy else _uniform(len(prompts.rows), max_new_tokens, generator, policy.device)
     with evaluating(policy.model):
-        network = decoding_network(policy.model, prompts.attention_mask, max_tokens=max_new_tokens - 1, decoder=decoder)
+        network = decoding_network(
+            policy.model, prompts.attention_mask, max_tokens=max_new_tokens - 1, decoder=decoder or policy.decoder
+        )
         head = lm_head(policy.model)
         writer = _Writer(policy, len(prompts.rows), max_new_tokens, dtype=upcast(head.weight[:0]).dtype)
         hidden = network.read_prompts(prompts.input_ids)

@@ -15,19 +15,19 @@ _HALF_CHUNK = 8192  # rows of a half-precision head that are in float32 at once
 
 
 def next_logits(hidden: Float[Tensor, "B D"], head: Head) -> Float[Tensor, "B V"]:
-    """hidden @ weight.T + bias in at least float32, also under autocast (as in training).
+    """The head's logits in at least float32, also under autocast (as in training).
 
     A half-precision head is upcast piece by piece: whole, it would be the largest tensor of the rollout.
     """
     with autocast_off(hidden):
         if upcast(head.weight) is head.weight:
-            return _product(hidden.to(head.weight.dtype), head.weight, head.bias)
+            return head.logits_of(_product(hidden.to(head.weight.dtype), head.weight, head.bias))
         logits = torch.empty(len(hidden), len(head.weight), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(head.weight), _HALF_CHUNK):
             part = slice(start, start + _HALF_CHUNK)
             bias = None if head.bias is None else head.bias[part].float()
             logits[:, part] = _product(hidden.float(), head.weight[part].float(), bias)
-        return logits
+        return head.logits_of(logits)
 
 
 def _product(x: Float[Tensor, "B D"], weight: Float[Tensor, "V D"], bias: Tensor | None) -> Float[Tensor, "B V"]:
