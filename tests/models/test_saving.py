@@ -15,6 +15,7 @@ from alignlab.models.digest import folder_digest, weights_digest
 from alignlab.models.reward_model import RewardModel
 from alignlab.models.saving import load_policy, load_reward_model, replacing, save_policy, save_reward_model
 from alignlab.models.source import ModelSource
+from alignlab.models.tokenizers import loading_class
 from alignlab.rollout.generate import generate
 from tests import tiny_models as tiny
 from tests.models.test_adapters import as_run, stir
@@ -186,5 +187,8 @@ def test_a_model_card_says_what_it_is_and_how_to_load_it() -> None:
     assert card.startswith("---\nlibrary_name: peft\n")
     assert "| test/reward | 1.235 |" in card and "alignlab method=dpo" in card
     assert 'AutoPeftModelForCausalLM.from_pretrained("adapter")' in card
-    plain = model_card(name="rm", produces="reward_model", base="b", method="reward", data="d", metrics={})
+    assert 'tokenizer = AutoTokenizer.from_pretrained("adapter")' in card
+    own = {"tokenizer": loading_class(tiny.tiny_tokenizer())}
+    plain = model_card(name="rm", produces="reward_model", base="b", method="reward", data="d", metrics={}, **own)
+    assert 'tokenizer = PreTrainedTokenizerFast.from_pretrained("model")' in plain and "AutoTok" not in plain
     assert "alignlab_reward.json" in plain and "## Results" not in plain and "## Training" not in plain

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from alignlab.errors import ConfigError, ModelError
 from alignlab.models.adapters import LoRA, QLoRA
 from alignlab.models.digest import weights_digest
+from alignlab.models.saving import load_policy, save_policy
 from alignlab.models.source import ModelSource
 from tests import tiny_models as tiny
 
@@ -187,6 +190,19 @@ def test_weights_and_another_tokenizer_are_refused(folder: Path) -> None:
     other.add_tokens(["more"])
     with pytest.raises(ModelError, match="not that of"):
         ModelSource(init_from=str(folder), tokenizer=other).load_tokenizer()
+
+
+def test_a_qwen2_network_keeps_a_tokenizer_of_its_own(tmp_path: Path) -> None:
+    """AutoTokenizer reads such a folder as Qwen's own tokenizer, whatever its files say: these words become nothing."""
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "t1": 2, "t2": 3}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+    source = ModelSource(architecture={**tiny.tiny_architecture("qwen2"), "vocab_size": 4}, tokenizer=tokenizer)
+    save_policy(source.load_policy(), tmp_path, card="")
+    assert AutoTokenizer.from_pretrained(tmp_path / "model")("t2 t1").input_ids != [3, 2]
+    source = ModelSource(init_from=str(tmp_path / "model"))
+    for again in (source.load_tokenizer(), load_policy(tmp_path / "model").tokenizer):
+        assert again("t2 t1").input_ids == [3, 2] and again.get_vocab() == tokenizer.get_vocab()
 
 
 def test_a_tokenizer_is_loaded_from_a_folder_too(folder: Path) -> None:

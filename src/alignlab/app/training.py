@@ -270,6 +270,7 @@ def _pair(result: Any) -> tuple[Metrics, list[dict[str, Any]]]:
 def card_of(cfg: DictConfig, folder: Path, method: Any, metrics: Metrics) -> str:
     """The README.md of the model that a run hands on."""
     from alignlab.models.cards import model_card
+    from alignlab.models.tokenizers import loading_class
 
     overrides = (folder / "overrides.txt").read_text().split("\n")[:-1]
     return model_card(
@@ -281,4 +282,5 @@ def card_of(cfg: DictConfig, folder: Path, method: Any, metrics: Metrics) -> str
         metrics=metrics,
         adapter=hasattr(cfg.adapter, "rank"),
         command=shlex.join(["alignlab", *overrides]),
+        tokenizer=loading_class(getattr(method, method.produces).tokenizer),
     )

@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 
 _LOAD = {
-    "policy model": """from transformers import AutoModelForCausalLM, AutoTokenizer
+    "policy model": """from transformers import AutoModelForCausalLM, {tokenizer}
 
 model = AutoModelForCausalLM.from_pretrained("model")""",
     "policy adapter": """from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
+from transformers import {tokenizer}
 
 model = AutoPeftModelForCausalLM.from_pretrained("adapter")""",
-    "reward_model model": """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    "reward_model model": """from transformers import AutoModelForSequenceClassification, {tokenizer}
 
 model = AutoModelForSequenceClassification.from_pretrained("model")""",
     "reward_model adapter": """from peft import AutoPeftModelForSequenceClassification
-from transformers import AutoTokenizer
+from transformers import {tokenizer}
 
 model = AutoPeftModelForSequenceClassification.from_pretrained("adapter", num_labels=1)""",
 }
@@ -37,7 +37,7 @@ tags: [alignlab, {method}]
 
 ```python
 {load}
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
+tokenizer = {tokenizer}.from_pretrained("{folder}")
 ```
 {scale}"""
 _SCALE = "\n`alignlab_reward.json` holds the scale: reward = gain * score + bias.\n"
@@ -53,11 +53,12 @@ def model_card(
     metrics: Mapping[str, float],
     adapter: bool = False,
     command: str = "",
+    tokenizer: str = "AutoTokenizer",
 ) -> str:
     """Markdown with a yaml head that model hubs read.
 
     `produces` is "policy" or "reward_model"; `metrics` are shown with four digits in the order given; `command` is
-    what was typed to train it.
+    what was typed to train it; `tokenizer` the class that loads it (see `tokenizers.loading_class`).
     """
     folder = "adapter" if adapter else "model"
     rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in metrics.items())
@@ -70,7 +71,8 @@ def model_card(
         data=data,
         training=f"\n## Training\n\n```\n{command}\n```\n" if command else "",
         results=f"\n## Results\n\n| metric | value |\n|---|---|\n{rows}\n" if rows else "",
-        load=_LOAD[f"{produces} {folder}"],
+        load=_LOAD[f"{produces} {folder}"].format(tokenizer=tokenizer),
+        tokenizer=tokenizer,
         folder=folder,
         scale=_SCALE if produces == "reward_model" else "",
     )

@@ -7,19 +7,33 @@ from alignlab.errors import ModelError
 from alignlab.models.origins import Origin
 from alignlab.models.quiet import first_line
 
+_GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Classes that read a text exactly as tokenizer.json says."""
+
 
 def load_tokenizer(origin: Origin) -> Any:
-    """The tokenizer saved at `origin`. ModelError if there is none."""
-    from transformers import AutoTokenizer
+    """The tokenizer saved at `origin`. ModelError if there is none.
 
+    One that declares a generic class is loaded as that class. AutoTokenizer overrules the declaration for some model
+    types (qwen2, phi3, ...): it would put their own splitting of words in place of the one in the file, unsaid.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    where = {"revision": origin.revision or "main", "local_files_only": origin.is_folder}
     try:
-        return AutoTokenizer.from_pretrained(
-            origin.name, revision=origin.revision or "main", trust_remote_code=False, local_files_only=origin.is_folder
-        )
+        generic = get_tokenizer_config(origin.name, **where).get("tokenizer_class") in _GENERIC
+        kind = PreTrainedTokenizerFast if generic else AutoTokenizer
+        return kind.from_pretrained(origin.name, trust_remote_code=False, **where)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model.tokenizer: {origin.name} has no tokenizer that can be read: {first_line(error)}"
         ) from error
+
+
+def loading_class(tokenizer: Any) -> str:
+    """The transformers class whose `from_pretrained` gives this tokenizer back from where it was saved."""
+    return "PreTrainedTokenizerFast" if type(tokenizer).__name__ in _GENERIC else "AutoTokenizer"
 
 
 def own_tokenizer(origin: Origin, given: Any) -> Any:
