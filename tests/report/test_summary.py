@@ -6,7 +6,7 @@ import pytest
 
 from alignlab.report.hacking import find_warnings
 from alignlab.report.summary import Row, summarise
-from tests.report.fabricated import write_policy
+from tests.report.fabricated import write_policy, write_run
 
 
 def sweep(tmp_path, betas=(0.1, 0.5), seeds=(0, 1)):
@@ -63,6 +63,49 @@ def test_a_swept_class_is_labelled_by_its_name(tmp_path):
         config = {"method": {"loss": {"_target_": f"alignlab.losses.preference.{name}", "beta": 0.1}}}
         runs.append(write_policy(tmp_path, name, method="dpo", gold=index, proxy=0, kl=1, config=config))
     assert [row.label for row in summarise({"dpo": runs}, baseline=None)] == ["dpo loss=DPOLoss", "dpo loss=IPOLoss"]
+
+
+def chosen_losses(tmp_path, *options):
+    """Runs of one need that say which loss they chose, and how: (option, class, beta, threads)."""
+    runs = []
+    for number, (option, name, beta, threads) in enumerate(options):
+        config = {
+            "method": {"loss": {"_target_": f"alignlab.losses.{name}", "beta": beta}},
+            "hardware": {"threads": threads},
+            "inert": ["hardware.threads"],
+        }
+        words = ["experiments=exact/dpo", "seed=0", f"method/loss={option}"]
+        folder = tmp_path / f"run-{number}aaaaaa"
+        runs.append(write_run(folder, config=config, task="train", method="dpo", seed=0, overrides=words))
+    return [row.label for row in summarise({"pairs": runs}, baseline=None)]
+
+
+def test_rows_are_named_by_the_options_that_were_typed_and_not_by_what_these_contain(tmp_path):
+    rows = chosen_losses(tmp_path, ("dpo", "A", 0.1, None), ("exo", "B", 0.1, 1), ("mine", "C", 0.3, None))
+    assert rows == ["pairs loss=dpo", "pairs loss=exo", "pairs loss=mine"]
+
+
+def test_a_method_that_the_experiment_itself_names_is_an_option_too(tmp_path):
+    runs = []
+    for name, words in (("rloo", []), ("grpo", ["method=grpo"])):
+        config = {"method": {"kl": name, "baseline": name}}
+        runs.append(write_run(tmp_path / f"{name}-aaaaaa", config=config, method=name, seed=0, overrides=words))
+    labels = [row.label for row in summarise({"rollouts": runs}, baseline=None)]
+    assert labels == ["rollouts method=rloo", "rollouts method=grpo"]
+
+
+def test_what_varies_within_an_option_is_named_beside_it(tmp_path):
+    rows = chosen_losses(tmp_path, ("dpo", "A", 0.1, 1), ("dpo", "A", 0.5, 1), ("exo", "B", 0.1, 1))
+    assert rows == ["pairs loss=dpo beta=0.1", "pairs loss=dpo beta=0.5", "pairs loss=exo beta=0.1"]
+
+
+def test_what_never_changes_a_number_makes_no_row(tmp_path):
+    runs = []
+    for seed, threads in ((0, 1), (1, None)):
+        config = {"method": {"lr": 0.1}, "hardware": {"threads": threads}, "inert": ["hardware.threads"]}
+        runs.append(write_run(tmp_path / f"a-{seed}aaaaaa", config=config, task="train", method="dpo", seed=seed))
+    [row] = summarise({"dpo": runs}, baseline=None)
+    assert (row.label, row.num_seeds) == ("dpo", 2)
 
 
 def test_the_win_rate_is_against_the_baseline_of_the_same_seed(tmp_path):

@@ -26,6 +26,7 @@ class RunRecord:
     Args:
         metrics: held-out figures without the `test/` prefix; figures that are null on disk are absent.
         settings: the resolved config, flattened to dotted keys.
+        overrides: the words that compose it, `group=option` and `key=value`.
         history: the lines of metrics.jsonl, of the trained run where this is an evaluation.
         evaluations: eval/<name>.json by name.
         samples: eval/samples.jsonl.
@@ -42,6 +43,7 @@ class RunRecord:
     parents: dict[str, list[str]]
     metrics: dict[str, float]
     settings: dict[str, Any]
+    overrides: list[str]
     history: list[dict[str, Any]]
     evaluations: dict[str, dict[str, Any]]
     samples: list[dict[str, Any]]
@@ -102,6 +104,7 @@ def read_run(folder: Path) -> RunRecord:
         parents={need: _names(found) for need, found in content.get("parents", {}).items()},
         metrics={name: float(value) for name, value in metrics.items() if is_number(value)},
         settings=settings,
+        overrides=[str(word) for word in content.get("overrides", [])],
         history=history or (trained.history if trained else []),
         evaluations=evaluations,
         samples=_read_lines(folder / "eval" / "samples.jsonl"),

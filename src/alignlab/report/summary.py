@@ -25,7 +25,7 @@ WITH_INTERVAL = (
 """Figures that carry `_low` and `_high`."""
 
 NOT_SETTINGS = ("paths", "logger", "inert", "fresh", "name", "hydra")
-"""Config nodes that say where and how a run was made, not what it is."""
+"""Config nodes that say where and how a run was made, not what it is; beside those that the run itself calls inert."""
 
 ONLY_WATCHES = ("task.exact_points",)
 """Settings of how often a run is looked at."""
@@ -94,9 +94,10 @@ def _groups(need: str, records: Sequence[RunRecord]) -> list[tuple[str, list[Run
     settings = [_comparable(group[0]) for group in found]
     keys = sorted({key for each in settings for key in each})
     varied = [key for key in keys if len({repr(each.get(key)) for each in settings}) > 1]
+    chosen, varied = _choices([group[0] for group in found], settings, varied)
     if any(record.exact is not None for record in records):
         varied = _said_once(varied, settings)
-    told = [_told(varied, each) for each in settings]
+    told = [named | _told(varied, each) for named, each in zip(chosen, settings)]
     labels = [" ".join([need, *(f"{name}={value}" for name, value in each.items())]) for each in told]
     return [
         (label if labels.count(label) == 1 else group[0].name, group, each)
@@ -107,12 +108,43 @@ def _groups(need: str, records: Sequence[RunRecord]) -> list[tuple[str, list[Run
 def _comparable(record: RunRecord) -> dict[str, Any]:
     """Settings that make two runs different experiments: no seed, no paths, parents without their keys."""
     settings = {}
+    inert = {key for key in record.settings.get("inert") or () if key != "evaluation"}  # inert in a training only
     for key, value in record.settings.items():
         parts = key.split(".")
-        if parts[0] in NOT_SETTINGS or parts[-1] == "seed" or key in ONLY_WATCHES:
+        if parts[0] in NOT_SETTINGS or parts[-1] == "seed" or key in inert or key in ONLY_WATCHES:
             continue
         settings[key] = _without_keys(value)
     return settings
+
+
+def _choices(
+    records: Sequence[RunRecord], settings: Sequence[Mapping[str, Any]], varied: Sequence[str]
+) -> tuple[list[dict[str, str]], list[str]]:
+    """`loss: exo` for rows that a config group's options tell apart, and the keys that still vary beside them.
+
+    A key below a group is said by the option if rows with the same option agree in it.
+    """
+    typed: list[dict[str, str]] = []
+    for record in records:
+        known = {"method": record.method} if record.method else {}  # an experiment's own method is not typed
+        typed.append(known | dict(word.split("=", 1) for word in record.overrides if "=" in word))
+    chosen: list[dict[str, str]] = [{} for _ in records]
+    left = list(varied)
+    for group in sorted({name for words in typed for name in words}):
+        options, node = [words.get(group) for words in typed], group.replace("/", ".") + "."
+        below = [key for key in left if key.startswith(node)]
+        said = {key for key in below if _agrees_within(options, [each.get(key) for each in settings])}
+        if not said or None in options:
+            continue
+        left = [key for key in left if key not in said]
+        for named, option in zip(chosen, options):
+            named[group.rsplit("/", 1)[-1]] = str(option)
+    return chosen, left
+
+
+def _agrees_within(options: Sequence[str | None], values: Sequence[Any]) -> bool:
+    """Whether rows of the same option have the same value."""
+    return len({(option, repr(value)) for option, value in zip(options, values)}) == len(set(options))
 
 
 def _without_keys(value: Any) -> Any:
