@@ -171,7 +171,6 @@ def _session(args: argparse.Namespace, folders: Sequence[Path], settings: Settin
 
 def listed_run(folder: Path, produces: str) -> Listed:
     """A finished training that made what `produces` says. ConfigError for any other folder."""
-    from hydra.utils import get_class
     from omegaconf import OmegaConf
 
     state = runfolder.state(folder)
@@ -181,7 +180,7 @@ def listed_run(folder: Path, produces: str) -> Listed:
     if task != "train":
         raise ConfigError(f"{folder}: this is a {task}, which has no model; chat takes the training itself")
     trained = OmegaConf.load(folder / "config.yaml")
-    method: Any = get_class(trained.method._target_)
+    method: Any = _imported(trained.method._target_)
     if method.produces != produces:
         kinds = {"policy": "policy", "reward_model": "reward model"}
         use = {
@@ -216,12 +215,23 @@ def asking_of(run: Listed, frame: str | None = None) -> "Asking":
 
 def _format_of(source: Any) -> Any:
     """`prompt_of` of the source's format, or of the source itself where it makes its rows without one."""
-    from hydra.utils import get_object
-
     from alignlab.data.dialogue import prompt_maker
 
     node = source.get("format") or source
-    return prompt_maker(get_object(node._target_), {str(name): node[name] for name in node})
+    return prompt_maker(_imported(node._target_), {str(name): node[name] for name in node})
+
+
+def _imported(target: str) -> Any:
+    """What a `_target_` of the run's config names."""
+    import importlib
+
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise ConfigError(
+            f"{target}: not found, and the run was made with it; if it is your own, give the run's --config-dir"
+        ) from None
 
 
 def _sampling(run: Listed, settings: Settings) -> Any:

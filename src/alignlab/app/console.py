@@ -121,7 +121,7 @@ _COMMANDS = ("/reset", "/save", "/help", "/quit")
 
 def figures(reply: Reply) -> str:
     """What was measured of a reply, in one line."""
-    parts = [f"{reply.length} tokens" + ("" if reply.complete else ", cut at max_new_tokens")]
+    parts = [f"{reply.length} tokens" + ("" if reply.complete else ", cut off")]
     parts += [f"the first {reply.forgotten} turns left out"] if reply.forgotten else []
     parts += [f"reward {reply.reward:.3f}"] if reply.reward is not None else []
     parts += [f"KL to its start {reply.kl:.3f}"] if reply.kl is not None else []
