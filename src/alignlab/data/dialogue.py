@@ -32,12 +32,12 @@ def prompt_maker(made_by: Any, options: Mapping[str, Any]) -> PromptOf:
 
 def as_messages(turns: Sequence[Message]) -> Prompt:
     """All turns, for the chat template."""
-    return tuple({"role": turn["role"], "content": turn["content"].strip()} for turn in turns)
+    return _stripped(turns)
 
 
 def as_transcript(turns: Sequence[Message]) -> Prompt:
     """All turns as HH-RLHF writes them, up to the cue "\\n\\nAssistant:"."""
-    return plain_prompt(tuple({"role": turn["role"], "content": turn["content"].strip()} for turn in turns))
+    return plain_prompt(_stripped(turns))
 
 
 def as_text(turns: Sequence[Message]) -> Prompt:
@@ -52,3 +52,7 @@ def as_text(turns: Sequence[Message]) -> Prompt:
 def framed(frame: str, turns: Sequence[Message]) -> Prompt:
     """The last message alone, in the place of `{message}`: for rows that hold one request each."""
     return frame.replace("{message}", turns[-1]["content"].strip())
+
+
+def _stripped(turns: Sequence[Message]) -> tuple[Message, ...]:
+    return tuple([Message(role=turn["role"], content=turn["content"].strip()) for turn in turns])
