@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from alignlab.app.cli import main
 from alignlab.app.runfolder import as_json
+from alignlab.evaluate.speaker import Speaker
 from alignlab.models.adapters import LoRA
 from alignlab.models.policy import Policy
 from alignlab.models.reward_model import RewardModel
@@ -183,3 +184,29 @@ def test_help_tells_settings_and_commands(capsys):
     out = said(capsys, "--help")
     for word in ("--reward RUN", "temperature=1.0", "/save FILE", "--prompt TEXT", "--json"):
         assert word in out
+
+
+def test_a_stopped_reply_is_kept_by_neither_run(runs: Path, capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    typed = iter(["hi", "stop me", f"/save {tmp_path / 'said'}"])
+
+    def read(_prompt: str) -> str:
+        for line in typed:
+            return line
+        raise EOFError
+
+    answer = Speaker.answer
+
+    def stopped(self: Speaker, message: str, *args: Any, **more: Any):
+        if message == "stop me" and calls.count(message) == 1:  # the second run's turn
+            raise KeyboardInterrupt
+        calls.append(message)
+        return answer(self, message, *args, **more)
+
+    calls: list[str] = []
+    monkeypatch.setattr(Speaker, "answer", stopped)
+    monkeypatch.setattr("sys.stdin", Typist())
+    monkeypatch.setattr("builtins.input", read)
+    assert main(["chat", str(runs / "sft-1"), str(runs / "dpo-2")]) == 0
+    assert calls == ["hi", "hi", "stop me"] and "(stopped)" in capsys.readouterr().out
+    saved = [json.loads(line)["messages"] for line in (tmp_path / "said").read_text().splitlines()]
+    assert [[turn["content"] for turn in turns][0::2] for turns in saved] == [["hi"], ["hi"]]
