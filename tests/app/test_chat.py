@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from alignlab.app.cli import main
 from alignlab.app.runfolder import as_json
+from alignlab.evaluate.quality import QualityFilter
 from alignlab.evaluate.speaker import Speaker
 from alignlab.models.adapters import LoRA
 from alignlab.models.policy import Policy
@@ -97,6 +98,15 @@ def test_settings_reach_the_sampler(runs: Path, capsys):
     assert responses("seed=1", "temperature=3.0") != responses("seed=1")
     [short] = lines(capsys, runs / "sft-1", "--prompt", "hi", "max_new_tokens=2")
     assert short["length"] == 2
+
+
+def test_the_filter_puts_a_sentence_in_place_of_a_spoilt_reply(runs: Path, capsys):
+    ask = (runs / "sft-1", "--prompt", "hi", "greedy=true", "max_new_tokens=100")
+    [plain], [filtered] = lines(capsys, *ask), lines(capsys, *ask, "--filter")
+    assert plain["problems"] is None and plain["shown"] == plain["response"] == filtered["response"]
+    assert filtered["problems"] and filtered["shown"] == QualityFilter().fallback
+    text = said(capsys, *ask, "--filter")
+    assert text.startswith(QualityFilter().fallback + "\n") and text.rstrip().endswith("replaced]")
 
 
 def test_a_frame_takes_the_formats_place(runs: Path, capsys):

@@ -8,6 +8,7 @@ import torch
 from alignlab.data.dialogue import as_messages
 from alignlab.data.tokenize import TextEncoder
 from alignlab.errors import ConfigError
+from alignlab.evaluate.quality import QualityFilter
 from alignlab.evaluate.speaker import Asking, Sampling, Speaker, same_tokens
 from alignlab.models.policy import Policy
 from alignlab.models.reference import FrozenCopy
@@ -71,8 +72,8 @@ def test_kl_and_gap_are_differences_of_the_replys_logprobs(greedy: bool, tempera
 
 def test_a_run_is_nowhere_from_itself_and_nothing_is_measured_of_what_is_not_there():
     who = speaker(reference=policy())
-    assert told(who, "hi", other=speaker())[-2:] == (pytest.approx(0.0, abs=1e-6), pytest.approx(0.0, abs=1e-6))
-    assert told(speaker(), "hi")[-3:] == (None, None, None)
+    assert told(who, "hi", other=speaker())[5:7] == (pytest.approx(0.0, abs=1e-6), pytest.approx(0.0, abs=1e-6))
+    assert told(speaker(), "hi")[4:8] == (None, None, None, None)
 
 
 def test_the_next_message_is_asked_with_all_that_was_said():
@@ -134,6 +135,24 @@ def test_who_stops_a_reply_leaves_the_dialogue_as_it_was():
     with pytest.raises(KeyboardInterrupt):
         who.answer("and", SAMPLING, write=stop)
     assert who.turns == before
+
+
+def test_a_spoilt_reply_is_replaced_in_the_dialogue_too_and_a_good_one_is_not():
+    strict, lenient = QualityFilter(letter_share=1.0, fallback="Sorry."), QualityFilter(faults=())
+    plain, replaced, kept = (told_all(speaker(), quality) for quality in (None, strict, lenient))
+    assert {reply.response for reply, _, _ in (plain, replaced, kept)} == {plain[0].response}
+    assert "gibberish" in strict.problems(plain[0].response, complete=plain[0].complete)
+    assert replaced[0].problems and "gibberish" in replaced[0].problems
+    assert replaced[1:] == (["Sorry."], "Sorry.") and replaced[0].shown == "Sorry."
+    assert kept[1:] == ([plain[0].response], plain[0].response) and kept[0].shown == plain[0].response
+    assert len(plain[1]) > 1 and plain[0].problems is None
+
+
+def told_all(who: Speaker, quality: QualityFilter | None):
+    """The reply, the pieces that were handed on, and what the dialogue remembers."""
+    pieces: list[str] = []
+    reply = who.answer("hi", SAMPLING, write=pieces.append, quality=quality)
+    return reply, pieces, who.turns[1]["content"]
 
 
 def test_policies_of_other_tokens_are_not_compared():

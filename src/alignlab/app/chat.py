@@ -129,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("words", nargs="*", metavar="RUN [RUN2] [setting=value ...]", help="run folders and settings")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="say this and end; again: what comes next")
     parser.add_argument("--reward", type=Path, metavar="RUN", help="score each reply with this reward run")
+    parser.add_argument("--filter", action="store_true", help="show a safe sentence in place of a spoilt reply")
     parser.add_argument("--json", action="store_true", help="a line of JSON per reply on stdout, and nothing else")
     parser.add_argument("--no-kl", action="store_true", help="no KL (which may need a second copy of the weights)")
     parser.add_argument(
@@ -147,6 +148,7 @@ def _session(args: argparse.Namespace, folders: Sequence[Path], settings: Settin
         raise ConfigError(f"--frame {args.frame!r}: it must hold {{message}}, for example 'Q: {{message}}\\nA:'")
 
     from alignlab.app.console import Run, Session, is_command
+    from alignlab.evaluate.quality import QualityFilter
     from alignlab.evaluate.speaker import Speaker, same_tokens
     from alignlab.models.saving import load_policy
     from alignlab.rollout.rewards.model import ModelReward
@@ -166,7 +168,8 @@ def _session(args: argparse.Namespace, folders: Sequence[Path], settings: Settin
         runs.append(Run(run.folder.resolve().name, speaker, sampling))
     comparable = len(runs) == 2 and same_tokens(runs[0].speaker.policy, runs[1].speaker.policy)
     reward = None if args.reward is None else ModelReward(str(args.reward)).to(device)
-    return Session(runs, reward=reward, compare=comparable, as_json=args.json)
+    quality = QualityFilter() if args.filter else None
+    return Session(runs, reward=reward, compare=comparable, quality=quality, as_json=args.json)
 
 
 def listed_run(folder: Path, produces: str) -> Listed:

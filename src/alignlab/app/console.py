@@ -11,6 +11,7 @@ from alignlab.app.chat import COMMANDS
 from alignlab.app.nearest import hint
 from alignlab.errors import AlignlabError, ConfigError
 from alignlab.evaluate.policy import RewardFunction
+from alignlab.evaluate.quality import QualityFilter
 from alignlab.evaluate.speaker import Reply, Sampling, Speaker
 
 
@@ -25,9 +26,18 @@ class Run(NamedTuple):
 class Session:
     """One or two runs that are told the same."""
 
-    def __init__(self, runs: Sequence[Run], *, reward: RewardFunction | None, compare: bool, as_json: bool) -> None:
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        *,
+        reward: RewardFunction | None,
+        compare: bool,
+        quality: QualityFilter | None,
+        as_json: bool,
+    ) -> None:
         """`compare`: two runs whose log-probs of a reply can be compared."""
         self._runs, self._reward, self._compare, self._as_json = list(runs), reward, compare, as_json
+        self._quality = quality
 
     def run(self, script: Sequence[str] | None) -> int:
         """Take the lines of `script`, or those that are typed or piped in; the exit code.
@@ -87,7 +97,9 @@ class Session:
         if not self._as_json and len(self._runs) > 1:
             print(f"{run.name}:", end=" ", flush=True)
         write = _nowhere if self._as_json else _write
-        reply = run.speaker.answer(message, run.sampling, write=write, reward=self._reward, other=other)
+        reply = run.speaker.answer(
+            message, run.sampling, write=write, reward=self._reward, other=other, quality=self._quality
+        )
         if self._as_json:
             print(runfolder.as_json({"run": run.name, "message": message, **reply._asdict()}), flush=True)
         else:
@@ -126,6 +138,8 @@ def figures(reply: Reply) -> str:
     parts += [f"reward {reply.reward:.3f}"] if reply.reward is not None else []
     parts += [f"KL to its start {reply.kl:.3f}"] if reply.kl is not None else []
     parts += [f"log-prob less the other's {reply.gap:.3f}"] if reply.gap is not None else []
+    parts += [f"quality: {', '.join(reply.problems)}"] if reply.problems else []
+    parts += ["replaced"] if reply.shown != reply.response else []
     return ", ".join(parts)
 
 

@@ -24,6 +24,7 @@ from alignlab.rollout.streaming import TextStream
 from alignlab.rows import Message, Prompt
 
 if TYPE_CHECKING:
+    from alignlab.evaluate.quality import QualityFilter
     from alignlab.models.policy import Policy
 
 
@@ -48,6 +49,8 @@ class Reply(NamedTuple):
     reward: float | None
     kl: float | None  # nats
     gap: float | None  # nats
+    problems: tuple[str, ...] | None  # what the quality filter found; None without one
+    shown: str  # the response, or the filter's fallback in its place
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,20 @@ class Speaker:
         write: Callable[[str], object],
         reward: RewardFunction | None = None,
         other: "Speaker | None" = None,
+        quality: "QualityFilter | None" = None,
     ) -> Reply:
         """The reply to one more message, handed to `write` piece by piece; both then belong to the dialogue.
+
+        With `quality` it is handed on whole, once it is known not to be spoilt; else its fallback is, and that is what
+        the dialogue remembers.
 
         `other` is whom the gap is to: None where it reads other tokens. What `write` raises leaves the dialogue as it
         was. ConfigError for a message that is too long.
         """
         turns: list[Message] = [*self.turns, {"role": "user", "content": message}]
         prompt, ids, forgotten = self._asking.prompt(turns, sampling.max_new_tokens)
-        stream = TextStream(self.policy.tokenizer, ids, stop_token_ids=self.policy.stop_token_ids, write=write)
+        watched = write if quality is None else _unseen
+        stream = TextStream(self.policy.tokenizer, ids, stop_token_ids=self.policy.stop_token_ids, write=watched)
         rollout = generate(
             self.policy,
             _one(prompt, ids),
@@ -134,9 +142,14 @@ class Speaker:
         [response] = rollout.responses
         kl, gap = self._differences(rollout, 1.0 if sampling.greedy else sampling.temperature, other)
         scored = None if reward is None else float(reward([prompt], [response])[0])
-        self.turns = [*turns, {"role": "assistant", "content": response}]
-        length = int((rollout.sequences.labels != IGNORE).sum())
-        return Reply(response, length, bool(rollout.complete[0]), forgotten, scored, kl, gap)
+        length, complete = int((rollout.sequences.labels != IGNORE).sum()), bool(rollout.complete[0])
+        problems, shown = None, response
+        if quality is not None:
+            problems = quality.problems(response, complete=complete)
+            shown = quality.served(response, complete=complete)
+            write(shown)
+        self.turns = [*turns, {"role": "assistant", "content": shown}]
+        return Reply(response, length, complete, forgotten, scored, kl, gap, problems, shown)
 
     def _differences(
         self, rollout: Rollout, temperature: float, other: "Speaker | None"
@@ -163,6 +176,10 @@ def _logprobs(policy: "Policy", rollout: Rollout, temperature: float) -> Tensor:
 
 def _summed(difference: Tensor | None) -> float | None:
     return None if difference is None else float(difference.double().sum())
+
+
+def _unseen(_text: str) -> None:
+    """Where a reply is written that must be judged first."""
 
 
 def _one(prompt: Prompt, ids: list[int]) -> PromptBatch:
