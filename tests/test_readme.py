@@ -70,6 +70,16 @@ def test_the_tour(line: str, here: Path, capfd: pytest.CaptureFixture[str]):
     assert done and done == {path: path.stat().st_mtime_ns for path in done}, "the SFT model was trained again"
 
 
+def test_runs_can_be_talked_to(here: Path, capfd: pytest.CaptureFixture[str]):
+    """The sentence below the tour."""
+    dpo, sft, reward = (max((here / "runs").glob(f"quickstart-{n}-*/model")).parent for n in ("dpo", "sft", "reward"))
+    words = ["chat", str(dpo), str(sft), "--reward", str(reward), "--prompt", "How do I bake bread?", "--json"]
+    assert main(words) == 0
+    replies = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert len(replies) == 2 and all(isinstance(reply["reward"], float) for reply in replies)
+    assert replies[0]["kl"] is not None and replies[1]["kl"] is None  # the SFT model started from random weights
+
+
 def test_a_typing_error_is_told_before_anything_is_loaded(here: Path, capfd: pytest.CaptureFixture[str]):
     shown = re.search(r"\$ (alignlab .*?)\n(.*?)\n", README)
     assert shown

@@ -7,7 +7,7 @@ from typing import Any
 from alignlab.app.compose import run_app
 from alignlab.app.paths import Roots
 
-VERBS = ("plan", "describe", "check", "ls", "eval", "report", "doctor")
+VERBS = ("plan", "describe", "check", "ls", "eval", "chat", "report", "doctor")
 
 
 def complete(args: argparse.Namespace, roots: Roots) -> None:

@@ -1,4 +1,4 @@
-"""The verbs: plan, describe, check, ls, eval, report, doctor. Each takes the words after it and gives an exit code."""
+"""The verbs: plan, describe, check, ls, eval, chat, report, doctor. Each takes the words after it and gives a code."""
 
 import importlib.util
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alignlab.app import record, runfolder
 from alignlab.app.asked import ask
+from alignlab.app.chat import chat_verb
 from alignlab.app.check import check_verb
 from alignlab.app.compose import parse_args
 from alignlab.app.content import saved
@@ -130,6 +131,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "check": check_verb,
     "ls": ls,
     "eval": eval_verb,
+    "chat": chat_verb,
     "report": report,
     "doctor": doctor,
 }

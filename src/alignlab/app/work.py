@@ -150,6 +150,7 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
     from alignlab.rows import PromptRow
 
     e, device = cfg.evaluation, device_of(cfg)
+    quality = instantiate(e.quality)  # before any model: a threshold that cannot be is refused at once
     policy = load_policy(of).to(device)
     data = _data_of(trained, policy, PromptRow)
     if e.reference == "self":
@@ -168,6 +169,7 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
         max_new_tokens=e.max_new_tokens or data.max_new_tokens,
         temperature=e.temperature,
         seed=e.seed,
+        quality=quality,
     )
 
 

@@ -108,7 +108,11 @@ class Templater:
 def _plain(prompt: Prompt, reply: str) -> Rendered:
     if isinstance(prompt, str):
         return Rendered(prompt, reply, "", False, False)
-    names = {"system": "", "user": f"{HUMAN} ", "assistant": f"{ASSISTANT} "}
-    start = "".join(names[turn["role"]] + turn["content"] for turn in prompt) + ASSISTANT
     # replies that were sampled bring their space along
-    return Rendered(start, reply if not reply or reply[0].isspace() else f" {reply}", "", False, False)
+    return Rendered(plain_prompt(prompt), reply if not reply or reply[0].isspace() else f" {reply}", "", False, False)
+
+
+def plain_prompt(turns: tuple[Message, ...]) -> str:
+    """Turns as a transcript that the assistant is to go on with."""
+    names = {"system": "", "user": f"{HUMAN} ", "assistant": f"{ASSISTANT} "}
+    return "".join(names[turn["role"]] + turn["content"] for turn in turns) + ASSISTANT

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from alignlab.batches import PromptBatch, Rollout, Sequences
 from alignlab.errors import ConfigError, DataError
-from alignlab.evaluate.text_metrics import distinct_n, repetition_rate, rouge_l
+from alignlab.evaluate.quality import PROBLEMS, QualityFilter
+from alignlab.evaluate.text_metrics import rouge_l, variety
 from alignlab.models.backbone import evaluating
 from alignlab.rollout.generate import generate
 from alignlab.rows import Prompt
@@ -50,7 +51,8 @@ class PolicyEvaluation:
         metrics: plain floats; `<name>_low` and `<name>_high` are the 95% interval over prompts. A figure whose input
             was not given (no gold, no reference) is absent, and so is an interval over a single prompt.
         samples: one dict per reply, JSON-ready: row, prompt, response, gold_reward, proxy_reward, kl, length (tokens,
-            stop token included), complete (it ended with a stop token). None where not measured.
+            stop token included), complete (it ended with a stop token), problems (what is wrong with its text, see
+            `QualityFilter`). None where not measured.
         settings: how it was sampled; part of what the figures mean.
     """
 
@@ -66,6 +68,7 @@ class _Judges(NamedTuple):
     reference: Reference | None
     gold: RewardFunction | None
     proxy: RewardFunction | None
+    quality: QualityFilter
     temperature: float
 
 
@@ -95,13 +98,16 @@ def evaluate_policy(
     top_p: float = 1.0,
     seed: int,
     samples_per_prompt: int = 1,
+    quality: QualityFilter | None = None,
 ) -> PolicyEvaluation:
     """Samples replies with the policy (eval mode, no gradients) and measures them.
 
     Metrics: gold_reward and proxy_reward (+ _low, _high: t interval), kl and kl_stderr (nats per sequence),
     perplexity_reference (exp of minus the mean token log-prob under the reference, at temperature 1 whatever the
-    sampling temperature), entropy (nats per token), response_length (tokens), eos_rate, distinct_1, distinct_2,
-    repetition_rate, num_prompts, num_samples; with `baseline` (the samples of another evaluation) and `gold`:
+    sampling temperature), entropy (nats per token), response_length (tokens), eos_rate, distinct_1,
+    distinct_2, distinct_3, repetition_rate, self_bleu (of two replies or more), quality_rate (share of replies that
+    `quality` accepts; Wilson interval over prompts), problem_<name> (share of replies with that problem), num_prompts,
+    num_samples; with `baseline` (the samples of another evaluation) and `gold`:
     win_rate (Wilson interval, ties half) and gold_gain (paired bootstrap) on the prompts both have; with `targets`
     (a wanted reply per prompt, in the prompts' order): rouge_l.
 
@@ -115,7 +121,7 @@ def evaluate_policy(
             "must be above 0 and at least 1"
         )
     generator = torch.Generator(device=policy.device).manual_seed(seed)
-    judges = _Judges(policy, reference, gold, proxy, temperature)
+    judges = _Judges(policy, reference, gold, proxy, quality or QualityFilter(), temperature)
     tally = _Tally()
     with torch.no_grad(), evaluating(policy):
         for batch in prompts:
@@ -132,7 +138,7 @@ def evaluate_policy(
             _measure(tally, judges, rollout, rows=repeated.rows.tolist(), samples_per_prompt=samples_per_prompt)
     if not tally.samples:
         raise DataError("evaluation: no prompts came; is the split empty, or evaluation.num_prompts 0?")
-    metrics = _summary(tally, reference=reference is not None)
+    metrics = _summary(tally, judges.quality, reference=reference is not None)
     if baseline is not None and gold is not None:
         metrics |= _against_baseline(tally.samples, baseline, seed=seed)
     if targets is not None:
@@ -168,15 +174,17 @@ def _measure(tally: _Tally, judges: _Judges, rollout: Rollout, *, rows: list[int
         columns["proxy_reward"] = judges.proxy(rollout.prompts, rollout.responses).tolist()
     first = tally.prompt_of[-1] + 1 if tally.prompt_of else 0
     for index, prompt in enumerate(rollout.prompts):
+        response, complete = rollout.responses[index], bool(rollout.complete[index])
         tally.prompt_of.append(first + index // samples_per_prompt)
         tally.samples.append(
             {
                 "row": rows[index],
                 "prompt": prompt if isinstance(prompt, str) else [dict(message) for message in prompt],
-                "response": rollout.responses[index],
+                "response": response,
                 **{name: columns[name][index] if name in columns else None for name in SCORES},
                 "length": lengths[index],
-                "complete": bool(rollout.complete[index]),
+                "complete": complete,
+                "problems": list(judges.quality.problems(response, complete=complete)),
             }
         )
 
@@ -192,8 +200,8 @@ def _sequence_kl(
     return kl.tolist(), float(plain.double().sum())
 
 
-def _summary(tally: _Tally, *, reference: bool) -> dict[str, float]:
-    samples, responses = tally.samples, [sample["response"] for sample in tally.samples]
+def _summary(tally: _Tally, quality: QualityFilter, *, reference: bool) -> dict[str, float]:
+    samples = tally.samples
     metrics: dict[str, float] = {}
     for name in ("gold_reward", "proxy_reward"):
         if samples[0][name] is not None:
@@ -205,16 +213,19 @@ def _summary(tally: _Tally, *, reference: bool) -> dict[str, float]:
             metrics["kl_stderr"] = kl.stderr
         metrics["perplexity_reference"] = math.exp(-tally.reference_logprob / max(1, tally.tokens))
     eos = share_interval(sum(sample["complete"] for sample in samples), len(samples))
-    return metrics | {
+    metrics |= {
         "entropy": tally.entropy / max(1, tally.tokens),
         "response_length": tally.tokens / len(samples),
         "eos_rate": eos.mean,
-        "distinct_1": distinct_n(responses, 1),
-        "distinct_2": distinct_n(responses, 2),
-        "repetition_rate": repetition_rate(responses),
+        **variety([sample["response"] for sample in samples]),
+        **{f"problem_{name}": sum(name in each["problems"] for each in samples) / len(samples) for name in PROBLEMS},
         "num_prompts": float(tally.prompt_of[-1] + 1),
         "num_samples": float(len(samples)),
     }
+    accepted = [float(not set(quality.faults) & set(sample["problems"])) for sample in samples]
+    shares = _per_prompt(tally, accepted)
+    _add_interval(metrics, "quality_rate", share_interval(math.fsum(shares), len(shares)))
+    return metrics
 
 
 def _against_baseline(

@@ -4,10 +4,14 @@ A word here is a run of letters and digits, or one punctuation mark, in lower ca
 that policies of different families compare.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
 from alignlab.errors import DataError
+
+MOST_IN_SELF_BLEU = 64
+"""Replies that self-BLEU is taken over, evenly spaced: each is held to all others, so its cost grows with the square."""
 
 WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -44,6 +48,34 @@ def repetition_rate(texts: Sequence[str], size: int = 4) -> float:
         grams = ngrams(text, size)
         rates.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
     return sum(rates) / len(rates)
+
+
+def self_bleu(texts: Sequence[str], *, most: int = MOST_IN_SELF_BLEU) -> float:
+    """Self-BLEU-4 in [0, 1]: BLEU of each text with all others as references, averaged (Zhu et al. 2018, section 3.1).
+
+    High where the texts are alike. At most `most` of them, evenly spaced in their order; compare it at the same number
+    only, for it grows with the references. Zero counts are smoothed (method 1 of Chen & Cherry 2014); a text of fewer
+    than four words is held to its n-grams up to its own length. NaN for fewer than two texts.
+    """
+    step = max(1, math.ceil(len(texts) / most))
+    spoken = [words(text) for text in texts[::step]]
+    if len(spoken) < 2:
+        return math.nan
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu  # rouge-score brings nltk
+
+    smooth = SmoothingFunction().method1
+    scores = [
+        sentence_bleu(spoken[:at] + spoken[at + 1 :], text, smoothing_function=smooth, auto_reweigh=True)
+        for at, text in enumerate(spoken)
+    ]
+    return math.fsum(map(float, scores)) / len(scores)
+
+
+def variety(texts: Sequence[str]) -> dict[str, float]:
+    """distinct_1 to distinct_3, repetition_rate, and self_bleu where there are two texts or more."""
+    figures = {f"distinct_{size}": distinct_n(texts, size) for size in (1, 2, 3)}
+    figures["repetition_rate"] = repetition_rate(texts)
+    return figures | ({"self_bleu": self_bleu(texts)} if len(texts) > 1 else {})
 
 
 def rouge_l(responses: Sequence[str], targets: Sequence[str]) -> list[float]:

@@ -10,7 +10,7 @@ The reply ends at the first stop token, which belongs to it; what would follow i
 the batch at once. No scores are kept: of a step's logits there remain one token and one log-prob per row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,9 @@ from alignlab.models.decoding import Decoder, decoding_network
 from alignlab.models.decoding.logits import next_logits
 from alignlab.models.policy import Policy
 from alignlab.rollout.sampling import Choice, check_sampling, log_distribution, most_likely, sample
+
+OnTokens = Callable[[Int[Tensor, "L"], Int[Tensor, "L"]], None]
+"""(rows of the batch, the token that each has just been given): told of every step of `generate`, stop tokens too."""
 
 
 class Replies(NamedTuple):
@@ -48,12 +51,14 @@ def generate(
     greedy: bool = False,
     generator: torch.Generator | None = None,
     decoder: Decoder | None = None,
+    on_tokens: OnTokens | None = None,
 ) -> Rollout:
     """A reply of at most `max_new_tokens` tokens to each prompt.
 
     `top_k=0` and `top_p=1.0` are off. `greedy` takes the most likely token and needs no generator; sampling needs one,
     and the same one gives the same replies. `sampler_logprobs` are of the distribution that was drawn from.
-    `decoder` (None: the policy's own setting) changes the speed only: see `models.decoding`.
+    `decoder` (None: the policy's own setting) changes the speed only: see `models.decoding`. `on_tokens` sees the tokens
+    as they are drawn (see `rollout.streaming`); what it raises ends the generation.
     ConfigError for impossible settings or a reply that would pass the network's longest position; DataError for
     prompts that are empty or padded on the right.
     """
@@ -76,7 +81,10 @@ def generate(
             logits = next_logits(hidden, head)
             logprobs = log_distribution(logits, temperature=temperature, top_k=top_k, top_p=top_p)
             choice = most_likely(logprobs) if uniform is None else sample(logprobs, uniform[writer.live, step])
+            rows = writer.live
             kept = writer.write(choice, step)
+            if on_tokens is not None:
+                on_tokens(rows, choice.tokens)
             if len(writer.live) == 0 or step == max_new_tokens - 1:
                 break
             tokens = choice.tokens

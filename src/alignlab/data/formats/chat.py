@@ -1,10 +1,13 @@
 """Dialogues as lists of {role, content}: the turns before the reply are the prompt, the chat template renders them."""
 
+from alignlab.data import dialogue
 from alignlab.data.checks import check_reply, show
 from alignlab.data.formats import fields
 from alignlab.data.formats.fields import Record
 from alignlab.errors import DataError
 from alignlab.rows import PreferenceRow, PromptRow, SFTRow, UnpairedRow
+
+prompt_of = dialogue.as_messages
 
 
 def demonstration(record: Record, *, messages: str = "messages") -> SFTRow:

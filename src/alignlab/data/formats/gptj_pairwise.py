@@ -1,8 +1,11 @@
 """synthetic-instruct-gptj-pairwise: an instruction with a good and a poor reply, all three bare strings."""
 
+from alignlab.data import dialogue
 from alignlab.data.formats import fields
 from alignlab.data.formats.fields import Record
 from alignlab.rows import PreferenceRow
+
+prompt_of = dialogue.as_messages
 
 
 def pair(record: Record) -> PreferenceRow:

@@ -6,12 +6,14 @@ The published data has rows whose transcripts are identical, differ in the promp
 """
 
 import re
+from collections.abc import Sequence
 
+from alignlab.data import dialogue
 from alignlab.data.checks import check_reply, show
 from alignlab.data.formats import fields
 from alignlab.data.formats.fields import Record
 from alignlab.errors import DataError
-from alignlab.rows import Message, PreferenceRow
+from alignlab.rows import Message, PreferenceRow, Prompt
 
 ASSISTANT = "\n\nAssistant:"
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -25,6 +27,11 @@ def transcripts(record: Record, *, as_messages: bool = False) -> PreferenceRow:
     if as_messages:
         return PreferenceRow(_turns(prompt), chosen.strip(), rejected.strip())
     return PreferenceRow(prompt, chosen, rejected)
+
+
+def prompt_of(turns: Sequence[Message], *, as_messages: bool = False) -> Prompt:
+    """All turns, as messages or as a transcript."""
+    return dialogue.as_messages(turns) if as_messages else dialogue.as_transcript(turns)
 
 
 def _split(transcript: str, field: str) -> tuple[str, str]:

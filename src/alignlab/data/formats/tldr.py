@@ -5,13 +5,14 @@ completion} or {prompt, label}, or {subreddit, title, post, summary}. A prompt e
 alone in its field gets the space that follows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from alignlab.data import dialogue
 from alignlab.data.checks import check_reply, show
 from alignlab.data.formats import fields
 from alignlab.data.formats.fields import Record
 from alignlab.errors import DataError
-from alignlab.rows import PreferenceRow, SFTRow
+from alignlab.rows import Message, PreferenceRow, Prompt, SFTRow
 
 
 def comparison(record: Record) -> PreferenceRow:
@@ -37,6 +38,11 @@ def demonstration(record: Record) -> SFTRow:
         field = "completion" if "completion" in record else "label"
         return SFTRow(fields.text(record, "prompt"), " " + fields.reply(record, field).strip())
     return SFTRow(_prompt(record), " " + check_reply(fields.get(record, "summary"), "summary").strip())
+
+
+def prompt_of(turns: Sequence[Message]) -> Prompt:
+    """The last message as a post without subreddit and title, and the cue to sum it up."""
+    return dialogue.framed("POST: {message}\n\nTL;DR:", turns)
 
 
 def _prompt(post: Record) -> str:

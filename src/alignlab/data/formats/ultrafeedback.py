@@ -4,9 +4,12 @@ Both published shapes: `chosen` and `rejected` as lists of messages (with or wit
 strings. The prompt is a dialogue either way, so that the template of the model renders it.
 """
 
+from alignlab.data import dialogue
 from alignlab.data.formats import chat, fields
 from alignlab.data.formats.fields import Record
 from alignlab.rows import PreferenceRow
+
+prompt_of = dialogue.as_messages
 
 
 def binarized(record: Record) -> PreferenceRow:

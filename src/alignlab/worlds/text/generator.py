@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from alignlab.errors import ConfigError, DataError
-from alignlab.rows import PreferenceRow, PromptRow, Row, RowT, SFTRow, Split, UnpairedRow
+from alignlab.rows import Message, PreferenceRow, PromptRow, Row, RowT, SFTRow, Split, UnpairedRow
 from alignlab.worlds.text.gold import GoldReward
 from alignlab.worlds.text.lexicon import (
     CLOSINGS,
@@ -27,6 +27,7 @@ from alignlab.worlds.text.lexicon import (
     Topic,
     as_prompt,
     as_sentence,
+    in_frame,
 )
 
 HELD_OUT_FRACTION = 0.125
@@ -98,6 +99,11 @@ def _muddled(rng: Random, topic: Topic) -> str:
     other = rng.choice(TOPICS)
     words = [topic.subject if word == other.subject else word for word in rng.choice(other.points).split()]
     return " ".join(words)
+
+
+def prompt_of(turns: Sequence[Message]) -> str:
+    """How a chat asks a policy of this world: the last message as a question, alone; its rows have one each."""
+    return in_frame(turns[-1]["content"].strip())
 
 
 class TextWorld:

@@ -217,7 +217,12 @@ FILLERS = (
 
 def as_prompt(phrasing: str, topic: Topic, modifier: str = "") -> str:
     """The text that a reply continues: a question about `topic`, and the cue to answer it."""
-    return f"Q: {phrasing.format(task=topic.task, modifier=modifier)}\nA:"
+    return in_frame(phrasing.format(task=topic.task, modifier=modifier))
+
+
+def in_frame(question: str) -> str:
+    """A question and the cue to answer it."""
+    return f"Q: {question}\nA:"
 
 
 def as_sentence(phrase: str) -> str:
