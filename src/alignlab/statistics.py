@@ -44,9 +44,7 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     return Interval(mean, mean - half, mean + half, stderr, count)
 
 
-def clustered_interval(
-    values: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95
-) -> Interval:
+def clustered_interval(values: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95) -> Interval:
     """Mean of all values with a t interval over clusters: values of one cluster need not be independent.
 
     With K clusters of sum s_k and size n_k, N values and their mean m, the variance of the mean is
@@ -68,8 +66,8 @@ def clustered_interval(
 
     squares = math.fsum(math.fsum(own) ** 2 for own in gaps.values())
     stderr = math.sqrt(count / (count - 1) * squares) / len(values)
-    half = float(stdtrit(count - 1, 0.5 + confidence / 2)) * stderr
-    return Interval(mean, mean - half, mean + half, stderr, count)
+    quantile = float(stdtrit(count - 1, 0.5 + confidence / 2))
+    return Interval(mean, mean - quantile * stderr, mean + quantile * stderr, stderr, count)
 
 
 def share_interval(successes: float, count: int, *, confidence: float = 0.95) -> Interval:

@@ -84,7 +84,9 @@ def test_styles_of_two_records_worked_by_hand():
     assert metrics["accuracy"] == pytest.approx((1 + 0.5 + 1.25 / 3) / 3)
     # two prompts, right on 3 / 9 and 8.5 / 9: t with one degree of freedom
     prompts = mean_interval([3 / 9, 8.5 / 9])
-    assert metrics["accuracy_low"] == pytest.approx(prompts.low) and metrics["accuracy_high"] == pytest.approx(prompts.high)
+    assert metrics["accuracy_low"] == pytest.approx(prompts.low) and metrics["accuracy_high"] == pytest.approx(
+        prompts.high
+    )
     assert evaluation.subsets[0].styles == [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
     assert evaluation.subsets[1].metrics["hard_accuracy"] == pytest.approx(2.5 / 3)
 
@@ -109,7 +111,9 @@ def published_accuracies(records) -> tuple[float, float, float]:
 
 def test_styles_agree_with_the_published_computation():
     draw = random.Random(0)
-    records = [([draw.gauss(0.3 * i, 1) for i in range(3)], [draw.gauss(0.3 * i, 1) for i in range(3)]) for _ in range(40)]
+    records = [
+        ([draw.gauss(0.3 * i, 1) for i in range(3)], [draw.gauss(0.3 * i, 1) for i in range(3)]) for _ in range(40)
+    ]
     margins = [margin for chosen, rejected in records for margin in margins_of(chosen, rejected)]
     figures = style_figures(margins, [fact for number in range(40) for fact in nine(number)])
     found = [figures[f"{name}_accuracy"] for name in ("easy", "normal", "hard")]

@@ -1,8 +1,8 @@
 """What a reward model's margins say of kinds of pairs: parts of a benchmark, longer and shorter replies, styles.
 
 Symbols: margin = r(chosen) - r(rejected), right where it is above 0, half right where it is 0. Length difference =
-characters of chosen - characters of rejected. Styles (i, j): how elaborate the chosen and the rejected reply are, from
-0, the plainest; a reward model that likes elaborate replies finds i > j easy and i < j hard (Liu et al. 2024, RM-Bench).
+characters of chosen - characters of rejected. Styles (i, j): how elaborate the chosen and the rejected reply are,
+from 0, the plainest; a reward model that likes elaborate ones finds i > j easy, i < j hard (Liu et al. 2024, RM-Bench).
 """
 
 import math
@@ -14,12 +14,12 @@ from alignlab.rows import PairFacts
 from alignlab.statistics import Interval, clustered_interval, mean_interval, share_interval
 
 Matrix = list[list[float | None]]
-"""Entry [i][j]: share of right pairs with a chosen reply of style i and a rejected one of style j; None: no such pair."""
+"""Entry [i][j]: share of right pairs among those of style i (chosen) and style j (rejected); None: no such pair."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubsetFigures:
-    """One part of the pairs: its name, its figures (of `pair_figures`), its style matrix where the pairs have styles."""
+    """One part of the pairs: its name, its figures (of `pair_figures`), its style matrix where pairs have styles."""
 
     name: str
     metrics: dict[str, float]
@@ -66,7 +66,9 @@ def length_figures(margins: Sequence[float], facts: Sequence[PairFacts]) -> dict
     differences = [fact.chosen_length - fact.rejected_length for fact in facts]
     metrics = {"longer_accuracy": math.fsum(map(right, differences)) / len(differences)}
     for name, sign in (("longer", 1), ("shorter", -1)):
-        rights = [right(margin) for margin, difference in zip(margins, differences, strict=True) if sign * difference > 0]
+        rights = [
+            right(margin) for margin, difference in zip(margins, differences, strict=True) if sign * difference > 0
+        ]
         metrics[f"num_chosen_{name}"] = float(len(rights))
         if rights:
             metrics[f"accuracy_chosen_{name}"] = math.fsum(rights) / len(rights)
@@ -77,8 +79,8 @@ def length_figures(margins: Sequence[float], facts: Sequence[PairFacts]) -> dict
 def style_figures(margins: Sequence[float], facts: Sequence[PairFacts]) -> dict[str, float]:
     """easy_accuracy (chosen more elaborate), normal_accuracy (alike), hard_accuracy (rejected more elaborate).
 
-    Each with its interval over prompts, ties half; Liu et al. 2024, section 3.4, where a tie is wrong. That they are means
-    of the matrix's lower triangle, diagonal and upper triangle holds where every cell has as many pairs.
+    Each with its interval over prompts, ties half (Liu et al. 2024, where a tie is wrong). They are the means of the
+    matrix's lower triangle, diagonal and upper triangle where every cell has as many pairs.
     """
     metrics: dict[str, float] = {}
     for name, sign in (("easy", 1), ("normal", 0), ("hard", -1)):

@@ -9,8 +9,8 @@ from alignlab.report.collect import EXACT
 from alignlab.report.document import Block, Commands, Heading, Listing, Paragraph, Picture, write_document
 from alignlab.report.hacking import find_warnings
 from alignlab.report.leaderboard import leaderboard_blocks, with_plain_names
-from alignlab.report.summary import Row, summarise
 from alignlab.report.reward import reward_tables
+from alignlab.report.summary import Row, summarise
 from alignlab.report.tables import write_table
 
 HEADLINES = (

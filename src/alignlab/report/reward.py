@@ -16,7 +16,7 @@ from alignlab.report.tables import shown, write_table
 
 MODEL = "reward model"
 LENGTH_NOTE = (
-    "Lengths in characters. Longer wins: how often the longer of the two replies is the chosen one, equal lengths half; "
+    "Lengths in characters. Longer wins: how often the longer reply is the chosen one, equal lengths half; "
     "the accuracies are the reward model's, on all pairs, on those whose chosen reply is the longer one and on those "
     "where it is the shorter one; correlation: Pearson's, of margin and length of chosen - length of rejected."
 )
@@ -25,7 +25,7 @@ SUBSET_NOTE = (
     "Longer wins: how often the longer reply is the chosen one."
 )
 STYLE_NOTE = (
-    "Share of pairs right, by the style of the chosen reply (row) and of the rejected one (column); style 0 is the plainest. "
+    "Share of pairs right, by the style of the chosen reply (row) and of the rejected one (column); 0 is the plainest. "
     "Easy: below the diagonal, normal: on it, hard: above it (Liu et al. 2024); ties half."
 )
 PICTURE = "Accuracy with its 95% interval, margins, and calibration; dots on the dashed diagonal are calibrated."
@@ -36,10 +36,10 @@ def build_reward_report(folder: Path, name: str) -> None:
     content = json.loads((folder / "eval" / "reward.json").read_text(encoding="utf-8"))
     out = folder / "report"
     note = "95% intervals over pairs, over prompts where pairs have styles; ties half; calibration error: ECE."
-    headline = _table("reward", [_headline(name, content["metrics"])], note, out)
+    headline = _table("reward", [_headline(name, content["metrics"])], note, out, heading="Held-out pairs")
     path = out / "figures" / "reward_model.png"
     figures.reward_model_quality([plot_of(name, content)], path, colours=figures.assign_colours([name]))
-    blocks = [*headline[1:], Picture(path, PICTURE), *reward_tables({name: content}, out)]
+    blocks = [*headline, Picture(path, PICTURE), *reward_tables({name: content}, out)]
     tables = [file.stem for file in sorted((out / "tables").glob("*.md"))]
     next_commands = (f"alignlab report {folder}",)
     blocks += [Heading("Next"), Commands(next_commands)]
@@ -69,8 +69,8 @@ def reward_tables(contents: Mapping[str, Mapping[str, Any]], out: Path) -> list[
     styles = [row for label, content in styled.items() for row in _style_rows(label, content, size)]
     return [
         *_table("reward_subsets", _filled(parts), SUBSET_NOTE, out, heading="Parts of the pairs"),
-        *_table("reward_styles", styles, STYLE_NOTE, out, heading="Styles of the replies"),
-        *_table("reward_length", lengths, LENGTH_NOTE, out, heading="Length"),
+        *_table("reward_styles", _filled(styles), STYLE_NOTE, out, heading="Styles of the replies"),
+        *_table("reward_length", _filled(lengths), LENGTH_NOTE, out, heading="Length"),
     ]
 
 
@@ -123,20 +123,22 @@ def _style_rows(label: str, content: Mapping[str, Any], size: int) -> list[dict[
     for part, matrix, metrics in matrices:
         for style in range(len(matrix)):
             cells = {f"rejected {j}": matrix[style][j] if j < len(matrix) else None for j in range(size)}
-            ends = {name: metrics.get(f"{name}_accuracy") if style == 0 else None for name in ("easy", "normal", "hard")}
+            ends = {
+                name: metrics.get(f"{name}_accuracy") if style == 0 else None for name in ("easy", "normal", "hard")
+            }
             rows.append({MODEL: label, "part": part, "chosen": f"style {style}", **cells, **ends})
     return rows
 
 
 def _filled(rows: Sequence[dict[str, Cell]]) -> list[dict[str, Cell]]:
-    """The rows without the columns that none of them has a value for."""
+    """The rows without the columns that none of them has a value for, and without the model where there is but one."""
     used = [name for name in (rows[0] if rows else ()) if any(row[name] is not None for row in rows)]
+    if len({row[MODEL] for row in rows}) == 1:
+        used.remove(MODEL)
     return [{name: row[name] for name in used} for row in rows]
 
 
-def _table(
-    name: str, rows: Sequence[Mapping[str, Cell]], note: str, out: Path, *, heading: str = ""
-) -> list[Block]:
+def _table(name: str, rows: Sequence[Mapping[str, Cell]], note: str, out: Path, *, heading: str) -> list[Block]:
     """A heading and a table, which is written to out/tables too; nothing where there are no rows."""
     if not rows:
         return []
