@@ -6,7 +6,14 @@ import random
 import pytest
 
 from alignlab.errors import DataError
-from alignlab.statistics import match_samples, mean_interval, paired_bootstrap, share_interval, win_rate
+from alignlab.statistics import (
+    clustered_interval,
+    match_samples,
+    mean_interval,
+    paired_bootstrap,
+    share_interval,
+    win_rate,
+)
 
 
 def test_mean_interval_of_four_numbers_worked_by_hand():
@@ -107,3 +114,23 @@ def test_samples_match_by_row_and_prompt_and_average_their_replies():
         {"row": 3, "prompt": "b", "gold_reward": 9.0},
     ]
     assert match_samples(ours, theirs, field="gold_reward") == ([2.0, 5.0], [4.0, 7.0])
+
+
+def test_clusters_of_one_size_give_the_interval_of_their_means():
+    values, clusters = [1.0, 3.0, 4.0, 4.0, 9.0, 3.0], ["a", "a", "b", "b", "c", "c"]
+    found, means = clustered_interval(values, clusters), mean_interval([2.0, 4.0, 6.0])
+    assert found == pytest.approx(means)
+
+
+def test_clusters_of_two_sizes_worked_by_hand():
+    # mean 3 of four values; gaps by cluster: -2 - 1 - 0 = -3 and 3; variance 2 / 1 * (9 + 9) / 16
+    found = clustered_interval([1.0, 2.0, 3.0, 6.0], [0, 0, 0, 1])
+    assert found.mean == 3.0 and found.count == 2
+    assert found.stderr == pytest.approx(1.5)
+    assert found.high - 3.0 == pytest.approx(12.706205 * 1.5, rel=1e-6)  # t(1, 97.5%) from a printed table
+
+
+def test_one_cluster_has_no_interval_and_clusters_must_match():
+    assert math.isnan(clustered_interval([1.0, 2.0], [0, 0]).low)
+    with pytest.raises(DataError, match="one length"):
+        clustered_interval([1.0, 2.0], [0])

@@ -7,7 +7,7 @@ rows (chosen: desirable; rejected: undesirable).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypedDict, TypeVar, cast
+from typing import Literal, NamedTuple, Protocol, TypedDict, TypeVar, cast
 
 from alignlab.errors import DataError
 
@@ -45,7 +45,8 @@ class PreferenceRow:
     """Two replies to one request; `chosen` was preferred.
 
     `preference` is the probability that `chosen` really is the better one, from 0 to 1 (1: the label is certain).
-    `weight` is how much the pair counts in a mean over pairs, above 0.
+    `weight` is how much the pair counts in a mean over pairs, above 0. The others are for evaluation alone: `subset`
+    names the part of a benchmark that the pair is of, `styles` how elaborate the two replies are, from 0, the plainest.
     """
 
     prompt: Prompt
@@ -53,6 +54,18 @@ class PreferenceRow:
     rejected: str
     preference: float = 1.0
     weight: float = 1.0
+    subset: str | None = None
+    styles: tuple[int, int] | None = None
+
+
+class PairFacts(NamedTuple):
+    """What an evaluation may ask about a pair beside its scores."""
+
+    prompt: int  # the same number where the prompt is the same
+    chosen_length: int  # characters, as the reply stands in the data: the same for every tokenizer and max_length
+    rejected_length: int
+    subset: str | None = None
+    styles: tuple[int, int] | None = None  # of chosen, of rejected
 
 
 @dataclass(frozen=True, slots=True)

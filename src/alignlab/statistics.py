@@ -44,6 +44,32 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     return Interval(mean, mean - half, mean + half, stderr, count)
 
 
+def clustered_interval(values: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95) -> Interval:
+    """Mean of all values with a t interval over clusters: values of one cluster need not be independent.
+
+    With K clusters of sum s_k and size n_k, N values and their mean m, the variance of the mean is
+    K / (K - 1) * sum_k (s_k - m n_k)^2 / N^2 (Cochran 1977, section 6.3: m is a ratio of two sums over clusters), and t
+    has K - 1 degrees of freedom. Clusters of one size: the t interval of the clusters' means. `count` is K.
+
+    Raises:
+        DataError: there are no values, or not as many clusters.
+    """
+    _check_paired(values, clusters)
+    mean = mean_interval(values).mean
+    gaps: dict[Hashable, list[float]] = defaultdict(list)
+    for value, cluster in zip(values, clusters):
+        gaps[cluster].append(value - mean)
+    count = len(gaps)
+    if count == 1:
+        return Interval(mean, math.nan, math.nan, math.nan, 1)
+    from scipy.special import stdtrit
+
+    squares = math.fsum(math.fsum(own) ** 2 for own in gaps.values())
+    stderr = math.sqrt(count / (count - 1) * squares) / len(values)
+    quantile = float(stdtrit(count - 1, 0.5 + confidence / 2))
+    return Interval(mean, mean - quantile * stderr, mean + quantile * stderr, stderr, count)
+
+
 def share_interval(successes: float, count: int, *, confidence: float = 0.95) -> Interval:
     """A share with its Wilson score interval (Wilson 1927), which stays inside [0, 1] and does not close at 0 or 1.
 
@@ -121,6 +147,6 @@ def _wins(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [1.0 if mine > other else 0.5 if mine == other else 0.0 for mine, other in zip(ours, theirs)]
 
 
-def _check_paired(ours: Sequence[float], theirs: Sequence[float]) -> None:
+def _check_paired(ours: Sequence[float], theirs: Sequence[Any]) -> None:
     if len(ours) != len(theirs):
         raise DataError(f"paired scores must be of one length: ours has {len(ours)} values, theirs {len(theirs)}")

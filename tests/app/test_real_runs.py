@@ -107,3 +107,26 @@ def test_dpo_runs_in_every_way(extra: list[str], whole: Path):
     small = [word for word in SMALL if "hidden_size" not in word] + ["model.architecture.hidden_size=64"]
     words = ["experiments=quickstart/dpo", *small, f"paths.runs={whole}", *extra, "hardware.progress=false"]
     assert main(words) == 0
+
+
+def test_a_reward_model_is_evaluated_on_a_file_of_styles(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """One step of training, then other data: the figures and the report are of the file, not of the run's own split."""
+    path = tmp_path / "bench.jsonl"
+    record = {"chosen": ["yes", "yes, so", "**yes**, so"], "rejected": ["no", "no, not so", "**no**, not so"]}
+    lines = [json.dumps({"prompt": f"is it {i}?", "domain": name, **record}) for i, name in enumerate(("chat", "code"))]
+    path.write_text("\n".join(lines))
+    run = ["method=reward", "method.max_steps=1", *SMALL, f"paths.runs={tmp_path}", "hardware.progress=false"]
+    bench = ["task=evaluate", "data@evaluation.data=rmbench", f"evaluation.data.source.test={path}"]
+    assert main([*run, *bench]) == 0
+    folder = folder_of(tmp_path, "reward.evaluate")
+    metrics = json.loads((folder / "run.json").read_text())["metrics"]
+    assert metrics["test/num_pairs"] == 18
+    thirds = [metrics[f"test/{name}_accuracy"] for name in ("easy", "normal", "hard")]
+    assert metrics["test/accuracy"] == pytest.approx(sum(thirds) / 3)
+    assert metrics["test/accuracy_over_subsets"] == pytest.approx(
+        (metrics["test/accuracy/chat"] + metrics["test/accuracy/code"]) / 2
+    )
+    capsys.readouterr()
+    assert main(["report", str(folder)]) == 0
+    page = capsys.readouterr().out
+    assert "Styles of the replies" in page and "Parts of the pairs" in page and "| style 2 |" in page

@@ -127,6 +127,14 @@ def test_only_the_evaluation_node_and_the_run_are_in_an_evaluations_key(world):
     assert world.target(line).key == world.target(f"{line} hardware.progress=false").key
 
 
+def test_other_data_to_evaluate_on_changes_the_evaluation_and_not_what_it_is_of(world):
+    line = "experiments=quickstart/reward task=evaluate"
+    own = world.target(line)
+    other = world.target(f"{line} data@evaluation.data=files evaluation.data.size=7")
+    assert other.cfg.evaluation.data.size == 7 and own.cfg.evaluation.data is None
+    assert other.key != own.key and other.needs["of"][0].key == own.needs["of"][0].key
+
+
 def test_the_code_of_an_evaluation_is_in_its_key_and_not_in_the_trainings(toy):
     before = toy.target(f"{DPO} task=evaluate")
     toy.edit("toylab/evaluate.py", "return {}", "return {1: 2}")

@@ -3,7 +3,7 @@
 import pytest
 
 from alignlab.data.checks import check_row
-from alignlab.data.formats import alpaca, chat, gptj_pairwise, hh, labelled, plain, tldr, ultrafeedback
+from alignlab.data.formats import alpaca, chat, gptj_pairwise, hh, labelled, llmbar, plain, rmbench, tldr, ultrafeedback
 from alignlab.errors import DataError
 from alignlab.rows import PreferenceRow, PromptRow, SFTRow
 
@@ -144,3 +144,38 @@ def test_malformed_record_is_refused_with_field_and_expectation(function, record
 def test_rows_of_any_format_are_checked(row, message):
     with pytest.raises(DataError, match=message):
         check_row(row)
+
+
+def test_a_subset_is_read_where_its_field_is_named():
+    record = {"prompt": "2+2=", "chosen": " 4", "rejected": " 5", "part": "sums"}
+    assert plain.preference(record).subset is None
+    assert plain.preference(record, subset="part").subset == "sums"
+    turns = {"prompt": [ASK], "chosen": "Light.", "rejected": "Paint.", "part": "sky"}
+    assert chat.preference(turns, subset="part").subset == "sky"
+    with pytest.raises(DataError, match=r"'partt': missing.*did you mean 'part'"):
+        plain.preference(record, subset="partt")
+    with pytest.raises(DataError, match="'part': got number 3, expected a string"):
+        plain.preference(record | {"part": 3}, subset="part")
+
+
+def test_rm_bench_is_nine_pairs_with_their_styles():
+    record = {"prompt": "Why?", "domain": "chat", "chosen": ["a", "b", "c"], "rejected": ["x", "y", "z"]}
+    rows = rmbench.pairs(record)
+    assert [(row.chosen, row.rejected) for row in rows[2:5]] == [("a", "z"), ("b", "x"), ("b", "y")]
+    assert [row.styles for row in rows[2:5]] == [(0, 2), (1, 0), (1, 1)] and len(rows) == 9
+    assert {row.subset for row in rows} == {"chat"} and rows[0].prompt == ({"role": "user", "content": "Why?"},)
+    assert rmbench.pairs(record, subset=None)[0].subset is None
+    with pytest.raises(DataError, match="'rejected': got list of 2, expected a list of 3: concise, detailed, markdown"):
+        rmbench.pairs(record | {"rejected": ["x", "y"]})
+    with pytest.raises(DataError, match=r"'chosen\[1\]': the response is empty"):
+        rmbench.pairs(record | {"chosen": ["a", " ", "c"]})
+
+
+def test_llmbar_has_two_shapes():
+    published = {"input": "Name a fruit.", "output_1": "A carrot.", "output_2": "An apple.", "label": 2}
+    flat = {"prompt": "Name a fruit.", "chosen": "An apple.", "rejected": "A carrot.", "subset": "natural"}
+    ask = ({"role": "user", "content": "Name a fruit."},)
+    assert llmbar.pair(published) == llmbar.pair(flat) == PreferenceRow(ask, "An apple.", "A carrot.")
+    assert llmbar.pair(flat, subset="subset").subset == "natural"
+    with pytest.raises(DataError, match="'label': got number 0, expected 1 or 2"):
+        llmbar.pair(published | {"label": 0})

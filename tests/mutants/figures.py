@@ -101,7 +101,7 @@ MUTANTS = (
     ),
     Mutant(
         "ties of a reward model counted as right",
-        "evaluate/reward.py",
+        "evaluate/pairs.py",
         "0.5 if margin == 0 else 0.0",
         "1.0 if margin == 0 else 0.0",
         REWARD,

@@ -27,7 +27,7 @@ from alignlab.app.typed import check_typed
 from alignlab.errors import ConfigError
 
 KEY_VERSION = 1  # raise it when the meaning of a config changes: every run is then built anew
-_OF_DROPS = re.compile(r"[+~]*(task|evaluation|fresh)\b")
+_OF_DROPS = re.compile(r"[+~]*(data@)?(task|evaluation|fresh)\b")
 
 
 class TypedError(ConfigError):

@@ -109,7 +109,8 @@ def export(cfg: DictConfig, folder: Path, method: Any, data: Any, metrics: Metri
         save_reward_model(method.reward_model, folder, card=card_of(cfg, folder, method, metrics))
         if not data.test_rows:
             return {}
-        return _saved(folder, evaluate_reward_model(method.reward_model, data.batches("test")))
+        facts = data.test_rows.pair_facts()
+        return _saved(folder, evaluate_reward_model(method.reward_model, data.batches("test"), facts=facts))
     save_policy(method.policy, folder, card=card_of(cfg, folder, method, metrics))
     if cfg.task.samples.final_prompts == 0:
         return {}
@@ -119,15 +120,19 @@ def export(cfg: DictConfig, folder: Path, method: Any, data: Any, metrics: Metri
 
 # -- evaluate ---------------------------------------------------------------------------------------------------
 def evaluate(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
-    """Measure the run that the target is an evaluation of, on its own test split."""
+    """Measure the run that the target is an evaluation of, on its own test split or that of `evaluation.data`."""
     from hydra.utils import get_class
+
+    from alignlab.report.reward import build_reward_report
 
     of: Path = target.needs["of"][0].folder
     trained = OmegaConf.load(of / "config.yaml")
     assert isinstance(trained, DictConfig)
     method_class: Any = get_class(trained.method._target_)
     if method_class.produces == "reward_model":
-        return _saved(folder, _evaluate_reward_model(cfg, trained, of))
+        metrics = _saved(folder, _evaluate_reward_model(cfg, trained, of))
+        build_reward_report(folder, of.name)
+        return metrics
     return _saved(folder, _evaluate_policy(cfg, trained, of))
 
 
@@ -152,7 +157,7 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
     e, device = cfg.evaluation, device_of(cfg)
     quality = instantiate(e.quality)  # before any model: a threshold that cannot be is refused at once
     policy = load_policy(of).to(device)
-    data = _data_of(trained, policy, PromptRow)
+    data = _data_of(cfg, trained, policy, PromptRow)
     if e.reference == "self":
         start = policy
     elif e.reference is not None:
@@ -179,15 +184,16 @@ def _evaluate_reward_model(cfg: DictConfig, trained: DictConfig, of: Path) -> An
     from alignlab.rows import PreferenceRow
 
     model = load_reward_model(of).to(device_of(cfg))
-    return evaluate_reward_model(model, _data_of(trained, model, PreferenceRow).batches("test"))
+    data = _data_of(cfg, trained, model, PreferenceRow)
+    return evaluate_reward_model(model, data.batches("test"), facts=data.test_rows.pair_facts())
 
 
-def _data_of(trained: DictConfig, model: Any, row_type: type) -> Any:
-    """The data of a finished run, read for its finished model."""
+def _data_of(cfg: DictConfig, trained: DictConfig, model: Any, row_type: type) -> Any:
+    """What a finished model is measured on: `evaluation.data`, else the data of its run; read for the model."""
     from hydra.utils import instantiate
 
     stop = getattr(model, "stop_token_ids", None) or (model.tokenizer.eos_token_id,)
-    data = instantiate(trained.data)(
+    data = instantiate(cfg.evaluation.data or trained.data)(
         tokenizer=model.tokenizer, stop_token_ids=tuple(stop), row_type=row_type, seed=trained.seed, num_workers=0
     )
     data.prepare()

@@ -109,4 +109,6 @@ def check_row(row: Any) -> Row:
             raise DataError("fields 'chosen' and 'rejected': identical, expected two different replies")
         check_probability(row.preference, "preference")
         check_weight(row.weight, "weight")
+        if row.subset is not None and not check_text(row.subset, "subset").strip():
+            raise DataError("field 'subset': empty, expected the name of a part of the data")
     return row

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from alignlab.rows import PreferenceRow, Prompt, Row, UnpairedRow
+from alignlab.errors import DataError
+from alignlab.rows import PairFacts, PreferenceRow, Prompt, Row, UnpairedRow
 
 _CERTAIN = {"preference": 1.0, "weight": 1.0}
 """What a label says where a row says nothing: a column of these alone is not kept."""
@@ -42,6 +43,34 @@ class TokenTable:
 
 
 @dataclass(frozen=True, slots=True)
+class PairColumns:
+    """What pairs are known by beside their tokens: for evaluation; no batch has it, and no digest."""
+
+    lengths: np.ndarray  # (rows, 2) int32: characters of chosen and rejected
+    subsets: tuple[str | None, ...] = ()  # none where no row has one
+    styles: tuple[tuple[int, int] | None, ...] = ()  # likewise
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[PreferenceRow]) -> "PairColumns":
+        """The columns of these rows."""
+        lengths = np.array([(len(row.chosen), len(row.rejected)) for row in rows], dtype=np.int32).reshape(-1, 2)
+        subsets, styles = tuple(row.subset for row in rows), tuple(row.styles for row in rows)
+        return cls(
+            lengths,
+            subsets if any(subset is not None for subset in subsets) else (),
+            styles if any(style is not None for style in styles) else (),
+        )
+
+    def take(self, index: np.ndarray) -> "PairColumns":
+        """Some of the rows."""
+        return PairColumns(
+            self.lengths[index],
+            tuple(self.subsets[i] for i in index) if self.subsets else (),
+            tuple(self.styles[i] for i in index) if self.styles else (),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedRows:
     """One split of a data set, ready to be collated. Row numbers count from 0 over the rows that were kept."""
 
@@ -51,6 +80,7 @@ class EncodedRows:
     groups: np.ndarray  # (rows,) uint64: a hash of the prompt (of the text, where there is none)
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # by name, each (rows,); see `labels_of`
     max_length: int | None = None  # tokens that rows were cut at
+    pairs: PairColumns | None = None  # of preference rows
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -64,7 +94,19 @@ class EncodedRows:
         """Some of the rows, in the order of `index`."""
         tables = tuple(TokenTable.from_rows([table.row(i) for i in index]) for table in self.tables)
         prompts, labels = tuple(self.prompts[i] for i in index), {name: x[index] for name, x in self.labels.items()}
-        return EncodedRows(self.row_type, tables, prompts, self.groups[index], labels, self.max_length)
+        pairs = None if self.pairs is None else self.pairs.take(index)
+        return EncodedRows(self.row_type, tables, prompts, self.groups[index], labels, self.max_length, pairs)
+
+    def pair_facts(self) -> list[PairFacts]:
+        """What an evaluation may ask about each pair, by row number. DataError where the rows are no pairs."""
+        if self.pairs is None:
+            raise DataError(f"{self.row_type.__name__} rows have no facts of pairs; expected PreferenceRow")
+        lengths = self.pairs.lengths.tolist()
+        subsets = self.pairs.subsets or (None,) * len(self)
+        styles = self.pairs.styles or (None,) * len(self)
+        return [
+            PairFacts(int(self.groups[i]), *lengths[i], subset=subsets[i], styles=styles[i]) for i in range(len(self))
+        ]
 
     def statistics(self, train: "EncodedRows | None" = None) -> dict[str, float]:
         """Number of rows, mean tokens, and how many of the prompts `train` (other rows) has too."""
@@ -96,9 +138,14 @@ def labels_of(rows: Sequence[Row], row_type: type[Row]) -> dict[str, np.ndarray]
     `desirable` of unpaired rows (bool)."""
     if row_type is UnpairedRow:
         return {"desirable": np.array([row.desirable for row in rows if isinstance(row, UnpairedRow)], dtype=bool)}
-    pairs = [row for row in rows if isinstance(row, PreferenceRow)] if row_type is PreferenceRow else []
+    pairs = preference_rows(rows) if row_type is PreferenceRow else []
     columns = {name: np.array([getattr(row, name) for row in pairs], dtype=np.float32) for name in _CERTAIN}
     return {name: column for name, column in columns.items() if (column != _CERTAIN[name]).any()}
+
+
+def preference_rows(rows: Sequence[Row]) -> list[PreferenceRow]:
+    """The pairs among the rows: all of them, where the row type is theirs."""
+    return [row for row in rows if isinstance(row, PreferenceRow)]
 
 
 def group_of(prompt: Prompt, text: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from alignlab.data.encoded import EncodedRows, TokenTable, group_of, labels_of
+from alignlab.data.encoded import EncodedRows, PairColumns, TokenTable, group_of, labels_of, preference_rows
 from alignlab.data.reading import Located
 from alignlab.data.tokenize import Encoded, RememberingEncoder, TextEncoder, check_encoded
 from alignlab.errors import DataError
@@ -51,7 +51,9 @@ class SplitEncoder:
         made = tuple(TokenTable.from_rows(table) for table in tables)
         prompts = tuple(row.prompt for row in rows)
         groups = np.array([group_of(row.prompt, _reply_of(row)) for row in rows], dtype=np.uint64)
-        return EncodedRows(self.row_type, made, prompts, groups, labels_of(rows, self.row_type), self.max_length)
+        pairs = PairColumns.from_rows(preference_rows(rows)) if self.row_type is PreferenceRow else None
+        labels = labels_of(rows, self.row_type)
+        return EncodedRows(self.row_type, made, prompts, groups, labels, self.max_length, pairs)
 
     def _refuse(self, where: str, error: DataError) -> None:
         if not self.skip_bad:

@@ -1,6 +1,7 @@
 """Where rows come from: local files, or a data set of the hub; each row checked, each error with its place.
 
-`format` is a row function of `data/formats/` (or one's own): record -> Row. Imported without torch.
+`format` is a row function of `data/formats/` (or one's own): record -> Row, or a list of rows where a record holds
+several (all pairs of a few replies, say). Imported without torch.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from alignlab.data.reading import Located, data_suffix, read_records
 from alignlab.errors import ConfigError, DataError
 from alignlab.rows import FreshRows, Row, RowSource, RowT, Split, rows_as
 
-Format = Callable[[Mapping[str, Any]], Row]
+Format = Callable[[Mapping[str, Any]], Row | list[Row]]
 Where = str | Path | Sequence[str | Path] | None
 """One file, several read one after the other, or None: the split does not exist."""
 
@@ -140,12 +141,14 @@ def raise_errors(located: Iterator[Located]) -> Iterator[Any]:
         yield value
 
 
-def _rows(where: str, record: Any, format: Callable[[Any], Row], row_type: type[Any]) -> list[Located]:
-    """The rows that a record serves as (see `rows.rows_as`), or its error."""
+def _rows(where: str, record: Any, format: Callable[[Any], Row | list[Row]], row_type: type[Any]) -> list[Located]:
+    """The rows that a record serves as (see `rows.rows_as`), or its error: it is used whole or not at all."""
     if isinstance(record, DataError):
         return [Located(where, record)]
     try:
-        return [Located(where, row) for row in rows_as(check_row(format(record)), row_type)]
+        made = format(record)
+        rows = made if isinstance(made, list) else [made]
+        return [Located(where, served) for row in rows for served in rows_as(check_row(row), row_type)]
     except DataError as error:
         return [Located(where, error)]
     except KeyError as error:  # a format of one's own that takes record["name"] as it comes

@@ -11,11 +11,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from alignlab.batches import PreferenceBatch, Sequences
 from alignlab.errors import ConfigError, DataError
+from alignlab.evaluate.pairs import (
+    Matrix,
+    SubsetFigures,
+    accuracy_of,
+    by_subset,
+    length_figures,
+    margin_of,
+    right,
+    style_figures,
+    style_matrix,
+)
 from alignlab.models.backbone import evaluating
-from alignlab.statistics import mean_interval, share_interval
+from alignlab.rows import PairFacts
 
 if TYPE_CHECKING:
     from alignlab.models.reward_model import RewardModel
@@ -38,20 +51,31 @@ class RewardEvaluation:
     Args:
         metrics: accuracy (+ _low, _high: Wilson, ties half), margin (+ _low, _high: t), loss (mean of
             -log sigmoid(margin)), calibration_error (ECE: mean over pairs of |accuracy - confidence| of their bin),
-            chosen_score, rejected_score, score_std, num_pairs.
+            chosen_score, rejected_score, score_std, num_pairs; where facts of the pairs are known also those of
+            `pairs.length_figures` and `pairs.style_figures`, accuracy/<subset>, and accuracy_over_subsets (their mean).
         margins: r(chosen) - r(rejected), one per pair, raw scores.
         calibration: equal-width bins of confidence over [0.5, 1].
+        subsets: figures of each part of the data; empty where it has none.
+        styles: accuracy by style of chosen (row) and of rejected (column); empty where pairs have none.
     """
 
     metrics: dict[str, float]
     margins: list[float]
     calibration: list[CalibrationBin] = field(default_factory=list)
+    subsets: list[SubsetFigures] = field(default_factory=list)
+    styles: Matrix = field(default_factory=list)
 
 
 def evaluate_reward_model(
-    reward_model: "RewardModel", pairs: Iterable[PreferenceBatch], *, num_bins: int = 10
+    reward_model: "RewardModel",
+    pairs: Iterable[PreferenceBatch],
+    *,
+    facts: Sequence[PairFacts] | None = None,
+    num_bins: int = 10,
 ) -> RewardEvaluation:
     """Scores all pairs (eval mode, no gradients; the model's mode is restored) and compares.
+
+    `facts` holds what else is known of each pair, by its number in `batch.rows`.
 
     Raises:
         ConfigError: num_bins below 1.
@@ -61,28 +85,30 @@ def evaluate_reward_model(
         raise ConfigError(f"evaluation: num_bins={num_bins} must be at least 1")
     chosen: list[float] = []
     rejected: list[float] = []
+    rows: list[int] = []
     with torch.no_grad(), evaluating(reward_model):
         for batch in pairs:
             sequences = Sequences(*(tensor.to(reward_model.device) for tensor in batch.sequences))
-            scores = reward_model(sequences).double().cpu()  # (2 pairs,): all chosen, then all rejected
+            scores = _scores(reward_model, sequences)  # (2 pairs,): all chosen, then all rejected
             chosen += scores[: len(batch.rows)].tolist()
             rejected += scores[len(batch.rows) :].tolist()
+            rows += batch.rows.tolist()
     if not chosen:
         raise DataError("evaluation: no pairs came; is the test split empty?")
-    return summarise_scores(chosen, rejected, num_bins=num_bins)
+    known = None if facts is None else [facts[row] for row in rows]
+    return summarise_scores(chosen, rejected, facts=known, num_bins=num_bins)
 
 
-def summarise_scores(chosen: Sequence[float], rejected: Sequence[float], *, num_bins: int = 10) -> RewardEvaluation:
-    """The evaluation from the two scores of every pair."""
+def summarise_scores(
+    chosen: Sequence[float], rejected: Sequence[float], *, facts: Sequence[PairFacts] | None = None, num_bins: int = 10
+) -> RewardEvaluation:
+    """The evaluation from the two scores of every pair, and what else is known of it."""
     margins = [good - bad for good, bad in zip(chosen, rejected, strict=True)]
-    accuracy = share_interval(math.fsum(_right(margin) for margin in margins), len(margins))
-    margin = mean_interval(margins)
+    accuracy, margin = accuracy_of(margins, facts or ()), margin_of(margins, facts or ())
     scores = torch.tensor([*chosen, *rejected], dtype=torch.float64)
     bins = calibration_bins(margins, num_bins=num_bins)
     metrics = {
         "accuracy": accuracy.mean,
-        "accuracy_low": accuracy.low,
-        "accuracy_high": accuracy.high,
         "margin": margin.mean,
         "loss": float(torch.nn.functional.softplus(-torch.tensor(margins, dtype=torch.float64)).mean()),
         "calibration_error": _calibration_error(bins),
@@ -91,9 +117,17 @@ def summarise_scores(chosen: Sequence[float], rejected: Sequence[float], *, num_
         "score_std": float(scores.std()),
         "num_pairs": float(len(margins)),
     }
-    if margin.count > 1:
-        metrics |= {"margin_low": margin.low, "margin_high": margin.high}
-    return RewardEvaluation(metrics, margins, bins)
+    for name, interval in (("accuracy", accuracy), ("margin", margin)):
+        if math.isfinite(interval.low):  # one pair has no spread of margins, one prompt none at all
+            metrics |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    if facts is None:
+        return RewardEvaluation(metrics, margins, bins)
+    subsets = by_subset(margins, facts)
+    metrics |= length_figures(margins, facts) | style_figures(margins, facts)
+    metrics |= {f"accuracy/{subset.name}": subset.metrics["accuracy"] for subset in subsets}
+    if subsets:
+        metrics["accuracy_over_subsets"] = math.fsum(s.metrics["accuracy"] for s in subsets) / len(subsets)
+    return RewardEvaluation(metrics, margins, bins, subsets, style_matrix(margins, facts))
 
 
 def calibration_bins(margins: Sequence[float], *, num_bins: int) -> list[CalibrationBin]:
@@ -110,7 +144,7 @@ def _bin(low: float, high: float, margins: Sequence[float]) -> CalibrationBin:
     if not margins:
         return CalibrationBin(low, high, 0, None, None)
     confidence = math.fsum(map(_confidence, margins)) / len(margins)
-    return CalibrationBin(low, high, len(margins), confidence, math.fsum(map(_right, margins)) / len(margins))
+    return CalibrationBin(low, high, len(margins), confidence, math.fsum(map(right, margins)) / len(margins))
 
 
 def _calibration_error(bins: Sequence[CalibrationBin]) -> float:
@@ -126,5 +160,16 @@ def _confidence(margin: float) -> float:
     return 1 / (1 + math.exp(-abs(margin)))
 
 
-def _right(margin: float) -> float:
-    return 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
+def _scores(reward_model: "RewardModel", sequences: Sequences) -> Float[Tensor, "B"]:
+    """Scores in float64 on the CPU. A reply that stands in several pairs of the batch is scored once."""
+    keys = torch.cat([sequences.input_ids, sequences.attention_mask.to(sequences.input_ids), sequences.labels], 1)
+    _, which = torch.unique(keys, dim=0, return_inverse=True)  # (B,): the same number, the same sequence
+    first: dict[int, int] = {}
+    for row, number in enumerate(which.tolist()):
+        first.setdefault(number, row)
+    if len(first) == sequences.num_rows:
+        return reward_model(sequences).double().cpu()
+    place = {number: i for i, number in enumerate(first)}
+    index = torch.tensor(list(first.values()), device=sequences.input_ids.device)
+    scores = reward_model(sequences.take(index)).double().cpu()
+    return scores[torch.tensor([place[number] for number in which.tolist()])]

@@ -7,10 +7,12 @@ beside their target and then renamed, so that a reader never sees half a file.
 import json
 import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from alignlab.errors import DataError
+from alignlab.evaluate.pairs import SubsetFigures
 from alignlab.evaluate.policy import PolicyEvaluation
 from alignlab.evaluate.reward import CalibrationBin, RewardEvaluation
 
@@ -18,7 +20,8 @@ from alignlab.evaluate.reward import CalibrationBin, RewardEvaluation
 def save_evaluation(folder: Path, name: str, evaluation: PolicyEvaluation | RewardEvaluation) -> Path:
     """Writes folder/eval/<name>.json, and folder/eval/samples.jsonl for a policy; returns the former's path.
 
-    The JSON holds kind ("policy" | "reward"), metrics, and settings (policy) or calibration and margins (reward).
+    The JSON holds kind ("policy" | "reward"), metrics, and settings (policy) or calibration, margins, subsets and
+    styles (reward).
     """
     path = folder / "eval" / f"{name}.json"
     content: dict[str, Any] = {"metrics": evaluation.metrics}
@@ -28,6 +31,7 @@ def save_evaluation(folder: Path, name: str, evaluation: PolicyEvaluation | Rewa
     else:
         bins = [each._asdict() for each in evaluation.calibration]
         content |= {"kind": "reward", "calibration": bins, "margins": evaluation.margins}
+        content |= {"subsets": [asdict(each) for each in evaluation.subsets], "styles": evaluation.styles}
     _write(path, json.dumps(_strict(content), indent=1, allow_nan=False) + "\n")
     return path
 
@@ -61,7 +65,8 @@ def load_reward_evaluation(folder: Path, *, name: str = "reward") -> RewardEvalu
     """What `save_evaluation` wrote of a reward model."""
     content = _read(folder / "eval" / f"{name}.json", kind="reward")
     bins = [CalibrationBin(**each) for each in content["calibration"]]
-    return RewardEvaluation(_metrics(content), list(content["margins"]), bins)
+    subsets = [SubsetFigures(**each) for each in content.get("subsets", [])]
+    return RewardEvaluation(_metrics(content), list(content["margins"]), bins, subsets, content.get("styles", []))
 
 
 def _read(path: Path, *, kind: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from alignlab.report.collect import EXACT
 from alignlab.report.document import Block, Commands, Heading, Listing, Paragraph, Picture, write_document
 from alignlab.report.hacking import find_warnings
 from alignlab.report.leaderboard import leaderboard_blocks, with_plain_names
+from alignlab.report.reward import reward_tables
 from alignlab.report.summary import Row, summarise
 from alignlab.report.tables import write_table
 
@@ -132,7 +133,8 @@ def _reward_blocks(rewards: Sequence[Row], out: Path, *, colours: Mapping[str, s
         blocks.append(
             Picture(path, "Held-out accuracy, margins and calibration; dots on the dashed diagonal are calibrated.")
         )
-    return blocks
+    contents_of = {row.label: row.records[0].evaluations.get("reward", {}) for row in rewards}
+    return blocks + reward_tables(contents_of, out)
 
 
 def _training_blocks(

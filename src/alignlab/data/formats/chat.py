@@ -24,10 +24,11 @@ def preference(
     rejected: str = "rejected",
     preference: str | None = None,
     weight: str | None = None,
+    subset: str | None = None,
 ) -> PreferenceRow:
     """Two dialogues that differ in the last turn, or a list of messages as prompt and the two last turns (text or a
-    list of one message). `preference` and `weight` as in `plain.preference`."""
-    label = fields.label(record, preference, weight)
+    list of one message). `preference`, `weight` and `subset` as in `plain.preference`."""
+    label = fields.label(record, preference, weight, subset)
     if prompt in record and not isinstance(record[prompt], str):
         turns = fields.messages(record, prompt)
         return PreferenceRow(turns, _last_turn(record, chosen), _last_turn(record, rejected), *label)

@@ -54,14 +54,17 @@ def dialogue(record: Record, field: str) -> tuple[tuple[Message, ...], str]:
     return turns[:-1], check_reply(last["content"], f"{field}[{len(turns) - 1}].content")
 
 
-def label(record: Record, preference: str | None, weight: str | None) -> tuple[float, float]:
-    """(preference, weight) of a pair from the fields of these names, each 1 where none is named.
+def label(
+    record: Record, preference: str | None, weight: str | None, subset: str | None = None
+) -> tuple[float, float, str | None]:
+    """(preference, weight, subset) of a pair from the fields of these names; 1, 1 and None where none is named.
 
-    A number from 0 to 1 and a positive one, or the text of such numbers, which is all that csv can hold.
+    A number from 0 to 1 and a positive one, or the text of such numbers, which is all that csv can hold; text.
     """
     return (
         1.0 if preference is None else check_probability(_number(get(record, preference)), preference),
         1.0 if weight is None else check_weight(_number(get(record, weight)), weight),
+        None if subset is None else reply(record, subset),
     )
 
 

@@ -14,10 +14,12 @@ def preference(
     rejected: str = "rejected",
     preference: str | None = None,
     weight: str | None = None,
+    subset: str | None = None,
 ) -> PreferenceRow:
     """Two replies to one prompt; the arguments name the fields. `preference` (the probability that `chosen` is the
-    better one) and `weight` are read where they are named; else the label is certain and pairs count alike."""
-    label = fields.label(record, preference, weight)
+    better one), `weight` and `subset` are read where they are named; else the label is certain, pairs count alike and
+    are not told apart."""
+    label = fields.label(record, preference, weight, subset)
     return PreferenceRow(
         fields.text(record, prompt), fields.reply(record, chosen), fields.reply(record, rejected), *label
     )
