@@ -187,7 +187,7 @@ def test_doctor_says_what_is_there(toy, monkeypatch):
 def test_a_second_start_of_the_same_thing_is_quick(toy, line):
     toy.run(line)
     started = time.process_time()
-    assert toy.run(line) == 0 and time.process_time() - started < 1
+    assert toy.run(line) == 0 and time.process_time() - started < 3  # seconds of CPU; a training takes more
 
 
 def test_nothing_is_left_in_the_working_directory(toy):

@@ -7,11 +7,12 @@ that policies of different families compare.
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from alignlab.errors import DataError
 
 MOST_IN_SELF_BLEU = 64
-"""Replies that self-BLEU is taken over, evenly spaced: each is held to all others, so its cost grows with the square."""
+"""Replies that self-BLEU is taken over, evenly spaced: each is held to all others, so cost grows with the square."""
 
 WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -64,7 +65,7 @@ def self_bleu(texts: Sequence[str], *, most: int = MOST_IN_SELF_BLEU) -> float:
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu  # rouge-score brings nltk
 
     smooth = SmoothingFunction().method1
-    scores = [
+    scores: list[Any] = [
         sentence_bleu(spoken[:at] + spoken[at + 1 :], text, smoothing_function=smooth, auto_reweigh=True)
         for at, text in enumerate(spoken)
     ]

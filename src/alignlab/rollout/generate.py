@@ -57,8 +57,8 @@ def generate(
 
     `top_k=0` and `top_p=1.0` are off. `greedy` takes the most likely token and needs no generator; sampling needs one,
     and the same one gives the same replies. `sampler_logprobs` are of the distribution that was drawn from.
-    `decoder` (None: the policy's own setting) changes the speed only: see `models.decoding`. `on_tokens` sees the tokens
-    as they are drawn (see `rollout.streaming`); what it raises ends the generation.
+    `decoder` (None: the policy's own setting) changes the speed only: see `models.decoding`. `on_tokens` sees tokens as
+    they are drawn (see `rollout.streaming`); what it raises ends the generation.
     ConfigError for impossible settings or a reply that would pass the network's longest position; DataError for
     prompts that are empty or padded on the right.
     """
