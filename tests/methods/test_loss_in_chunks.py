@@ -112,7 +112,9 @@ def test_a_loss_that_may_couple_pairs_gets_them_all_at_once(loss: PreferenceLoss
 def test_the_head_is_multiplied_once_for_values_and_gradients(monkeypatch: pytest.MonkeyPatch):
     made = []
     real = head.Head.logits
-    monkeypatch.setattr(head.Head, "logits", lambda self, rows: made.append(len(rows)) or real(self, rows))
+    monkeypatch.setattr(
+        head.Head, "logits", lambda self, rows, **how: made.append(len(rows)) or real(self, rows, **how)
+    )
     method: Any = make_method("sft")
     batch = make_data(method.row_type).train_batch(0)
     counts = []
