@@ -235,7 +235,7 @@ def test_a_stale_lock_file_stops_nobody(toy):
     assert toy.run("method=sft") == 0
 
 
-def _wait_for(condition, seconds=10.0):
+def _wait_for(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

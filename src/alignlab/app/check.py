@@ -12,10 +12,11 @@ from omegaconf import DictConfig
 
 from alignlab.app.asked import checked
 from alignlab.app.compose import parse_args
+from alignlab.app.made import make
 from alignlab.app.paths import roots
 from alignlab.app.show import columns
 from alignlab.app.targets import Planner, Target
-from alignlab.errors import AlignlabError, ConfigError
+from alignlab.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,7 +80,7 @@ def losses_of(target: Target) -> list[Named]:
     nodes = {f"method.{name}": method[name] for name in names if isinstance(method[name], DictConfig)}
     if not nodes:
         raise ConfigError(f"check: {' '.join(target.overrides)} has no loss; a training has: alignlab check method=dpo")
-    return [Named(at, _described(node), _made(at, node)) for at, node in nodes.items()]
+    return [Named(at, _described(node), make(node, at)) for at, node in nodes.items()]
 
 
 def _described(node: Any) -> str:
@@ -88,19 +89,6 @@ def _described(node: Any) -> str:
         return str(node)
     settings = (f"{name}={_described(node[name])}" for name in node if not str(name).startswith("_"))
     return f"{str(node._target_).rpartition('.')[2]}({', '.join(settings)})"
-
-
-def _made(at: str, node: DictConfig) -> "nn.Module":
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    try:
-        return instantiate(node)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, AlignlabError):
-            raise cause from None
-        raise ConfigError(f"{at}: {type(cause).__name__}: {cause}" if cause is not None else f"{at}: {error}") from None
 
 
 def _report(named: Named) -> int:

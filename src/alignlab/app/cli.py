@@ -21,11 +21,12 @@ from alignlab.app.asked import Asked, ask
 from alignlab.app.build import build
 from alignlab.app.completion import complete
 from alignlab.app.compose import job_overrides, parse_args, run_app
+from alignlab.app.made import value_faults
 from alignlab.app.nearest import hint
 from alignlab.app.paths import Roots, roots
 from alignlab.app.quiet import quiet
 from alignlab.app.show import columns, headline
-from alignlab.app.targets import Given, Planner, Target
+from alignlab.app.targets import Given, Planner, Target, plan
 from alignlab.errors import AlignlabError, ConfigError
 
 log = logging.getLogger("alignlab")
@@ -69,6 +70,9 @@ def command(words: Sequence[str]) -> int:
         for target in asked.targets:
             _print_run(target, "already there: ")
         return 0
+    faults = value_faults(target for target in plan(asked.targets) if target.state != "done")
+    if faults:
+        raise ConfigError("\n".join(faults))
     return _launch(args, asked)
 
 

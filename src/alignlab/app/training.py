@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from alignlab.app.made import make
 from alignlab.errors import ConfigError, HardwareError
 
 Metrics = dict[str, float]
@@ -92,9 +93,7 @@ def rank_of_process() -> int:
 
 def make_data(cfg: DictConfig, folder: Path, source: Any, row_type: type) -> Any:
     """The data room for this model's tokenizer, its rows read and encoded."""
-    from hydra.utils import instantiate
-
-    data = instantiate(cfg.data)(
+    data = make(cfg.data, "data")(
         tokenizer=source.load_tokenizer(),
         stop_token_ids=source.stop_tokens(),
         row_type=row_type,
@@ -140,11 +139,9 @@ def report_data(data: Any, folder: Path) -> None:
 
 def load_model(cfg: DictConfig, source: Any, method_class: Any) -> Any:
     """The policy or reward model to train, its adapter on; a reward model learns how its texts are written."""
-    from hydra.utils import instantiate
-
     from alignlab.models.reward_model import TextFormat
 
-    adapter = instantiate(cfg.adapter)
+    adapter = make(cfg.adapter, "adapter")
     if method_class.produces == "policy":
         return source.load_policy(adapter)
     model = source.load_reward_model(adapter)
@@ -219,13 +216,11 @@ def best_metric(cfg: DictConfig, method: Any) -> tuple[str, str]:
 
 def make_loggers(cfg: DictConfig, folder: Path, resumed_step: int) -> list[Any]:
     """metrics.jsonl first, then whatever the logger group adds."""
-    from hydra.utils import instantiate
-
     from alignlab.app.loggers import FileLogger
 
     loggers: list[Any] = [FileLogger(folder, resumed_step=resumed_step)]
     for node in (cfg.logger or {}).values():
-        loggers.append(instantiate(node)(folder=folder))
+        loggers.append(make(node, "logger")(folder=folder))
     return loggers
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from alignlab.app.made import make
 from alignlab.app.training import (
     Metrics,
     card_of,
@@ -33,16 +34,14 @@ if TYPE_CHECKING:
 
 def train(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     """Train what `cfg` says in `folder`, going on from its last checkpoint if there is one."""
-    from hydra.utils import instantiate
-
     from alignlab.methods.checkpoint import newest_checkpoint, restore_method
     from alignlab.models.policy import Policy
 
     check_hardware(cfg)
     use_threads(cfg)
     seed_everything(cfg.seed)
-    source = instantiate(cfg.model)(seed=cfg.seed, gradient_checkpointing=cfg.hardware.gradient_checkpointing)
-    make_method = instantiate(cfg.method)
+    source = make(cfg.model, "model")(seed=cfg.seed, gradient_checkpointing=cfg.hardware.gradient_checkpointing)
+    make_method = make(cfg.method, "method")
     method_class: type[Method] = make_method.func
     data = make_data(cfg, folder, source, method_class.row_type)
     model = load_model(cfg, source, method_class)
@@ -146,8 +145,6 @@ def _saved(folder: Path, result: Any) -> Metrics:
 
 
 def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
-    from hydra.utils import instantiate
-
     from alignlab.evaluate.policy import evaluate_policy
     from alignlab.models.reference import FrozenCopy
     from alignlab.models.saving import load_policy
@@ -155,7 +152,7 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
     from alignlab.rows import PromptRow
 
     e, device = cfg.evaluation, device_of(cfg)
-    quality = instantiate(e.quality)  # before any model: a threshold that cannot be is refused at once
+    quality = make(e.quality, "evaluation.quality")  # before any model: a threshold that cannot be is refused at once
     policy = load_policy(of).to(device)
     data = _data_of(cfg, trained, policy, PromptRow)
     if e.reference == "self":
@@ -163,7 +160,7 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
     elif e.reference is not None:
         start = load_policy(Path(e.reference))
     else:  # what the run started from; random weights are no reference
-        start = instantiate(trained.model)(seed=trained.seed).load_policy() if trained.model.init_from else None
+        start = make(trained.model, "model")(seed=trained.seed).load_policy() if trained.model.init_from else None
     reference = None if start is None else FrozenCopy(start).to(device)
     return evaluate_policy(
         policy,
@@ -190,10 +187,8 @@ def _evaluate_reward_model(cfg: DictConfig, trained: DictConfig, of: Path) -> An
 
 def _data_of(cfg: DictConfig, trained: DictConfig, model: Any, row_type: type) -> Any:
     """What a finished model is measured on: `evaluation.data`, else the data of its run; read for the model."""
-    from hydra.utils import instantiate
-
     stop = getattr(model, "stop_token_ids", None) or (model.tokenizer.eos_token_id,)
-    data = instantiate(cfg.evaluation.data or trained.data)(
+    data = make(cfg.evaluation.data or trained.data, "data")(
         tokenizer=model.tokenizer, stop_token_ids=tuple(stop), row_type=row_type, seed=trained.seed, num_workers=0
     )
     data.prepare()
@@ -215,14 +210,12 @@ def table(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
 # -- study ------------------------------------------------------------------------------------------------------
 def study(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     """Ask the study for its findings and write them down; it may read the runs of its needs."""
-    from hydra.utils import instantiate
-
     from alignlab.report.study import build_study
 
     seed_everything(cfg.seed)
     task = cfg.task
     runs = {name: [parent.folder for parent in parents] for name, parents in target.needs.items()}
-    tables, curves, metrics, notes = instantiate(task.study)(runs=runs)
+    tables, curves, metrics, notes = make(task.study, "task.study")(runs=runs)
     next_commands = list(task.next_commands)
     build_study(folder, title=task.title, tables=tables, curves=curves, notes=notes, next_commands=next_commands)
     return metrics
