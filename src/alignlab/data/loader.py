@@ -19,7 +19,7 @@ from alignlab.data.encoded import EncodedRows
 from alignlab.data.encoding import SplitEncoder
 from alignlab.data.sources import located_fresh_rows
 from alignlab.data.tokenize import RememberingEncoder
-from alignlab.errors import DataError
+from alignlab.errors import ConfigError, DataError
 from alignlab.rows import FreshRows, Row
 
 
@@ -89,6 +89,32 @@ class ShuffledBatches:
             index = step_rows_by_tokens(step, lengths=lengths, batch_tokens=self.batch_tokens, seed=self.seed)
         return collate(self.rows, index, pad_id=self.pad_id, share=self.share)
 
+    def check_shares(self, world_size: int) -> None:
+        """ConfigError unless every batch has a row for each of `world_size` processes."""
+        if self.batch_tokens is not None:
+            self._check_tokens(self.batch_tokens, world_size)
+            return
+        last = len(self.rows) % self.batch_size
+        if not last and len(self.rows):
+            _check_batch_size(self.batch_size, world_size)
+        elif 0 < last < world_size:
+            raise ConfigError(
+                f"data.batch_size={self.batch_size} with {len(self.rows)} training rows: a batch of {last} rows "
+                f"cannot be shared by {world_size} processes; set data.train_rows={len(self.rows) - last} "
+                "or another batch size"
+            )
+
+    def _check_tokens(self, batch_tokens: int, world_size: int) -> None:
+        """However the rows fall."""
+        longest = int(self.rows.lengths.max(initial=0))
+        # a batch has more than half of batch_tokens, less what a row may overhang
+        least = longest if world_size == 1 else 2 * longest * world_size
+        if batch_tokens < least:
+            raise ConfigError(
+                f"data.batch_tokens={batch_tokens}: the longest training row has {longest} tokens, and "
+                f"{world_size} process(es) share a batch; expected at least {least}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class FreshBatches:
@@ -115,6 +141,10 @@ class FreshBatches:
             raise DataError(f"{encoder.bad_rows[0]}. A source that makes fresh rows must make usable ones")
         batch = collate(rows, range(self.batch_size), pad_id=self.pad_id, share=self.share)
         return batch._replace(rows=batch.rows + step * self.batch_size)
+
+    def check_shares(self, world_size: int) -> None:
+        """ConfigError unless a batch has a row for each of `world_size` processes."""
+        _check_batch_size(self.batch_size, world_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,3 +195,8 @@ def make_loader(numbers: Iterable[int], make: Callable[[int], Batch], *, num_wor
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _check_batch_size(batch_size: int, world_size: int) -> None:
+    if batch_size < world_size:
+        raise ConfigError(f"data.batch_size={batch_size}: a batch cannot be shared by {world_size} processes; raise it")

@@ -166,7 +166,7 @@ class DataModule(L.LightningDataModule):
 
     def set_range(self, start_step: int, total_steps: int) -> None:
         """Let the training loader yield the batches of steps start_step, ..., total_steps - 1, as one long pass."""
-        self._check_shares()
+        self._training(self._share).check_shares(self._world_size)
         self._steps = range(start_step, max(start_step, total_steps))
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -226,7 +226,7 @@ class DataModule(L.LightningDataModule):
         """Of the rows of a batch, those of this process."""
         return slice(self._rank, None, self._world_size)
 
-    def _training(self, share: slice) -> Callable[[int], Batch]:
+    def _training(self, share: slice) -> ShuffledBatches | FreshBatches:
         """The training batches by step."""
         if self.stream is None:
             return self._shuffled(share)
@@ -250,34 +250,6 @@ class DataModule(L.LightningDataModule):
             pad_id=self.pad_id,
             share=share,
         )
-
-    def _check_shares(self) -> None:
-        if self.batch_tokens is not None:
-            self._check_tokens(self.batch_tokens)
-            return
-        smallest = self.batch_size if self.stream is not None else self.num_train % self.batch_size or self.batch_size
-        if smallest >= self._world_size or (self.stream is None and not self.num_train):
-            return
-        if smallest == self.batch_size:
-            raise ConfigError(
-                f"data.batch_size={self.batch_size}: a batch cannot be shared by {self._world_size} processes; raise it"
-            )
-        raise ConfigError(
-            f"data.batch_size={self.batch_size} with {self.num_train} training rows: a batch of {smallest} rows "
-            f"cannot be shared by {self._world_size} processes; set data.train_rows={self.num_train - smallest} "
-            "or another batch size"
-        )
-
-    def _check_tokens(self, batch_tokens: int) -> None:
-        """ConfigError unless a batch has room for a row of every process, however the rows fall."""
-        longest = int(self.train_rows.lengths.max(initial=0))
-        # a batch has more than half of batch_tokens, less what a row may overhang
-        least = longest if self._world_size == 1 else 2 * longest * self._world_size
-        if batch_tokens < least:
-            raise ConfigError(
-                f"data.batch_tokens={batch_tokens}: the longest training row has {longest} tokens, and "
-                f"{self._world_size} process(es) share a batch; expected at least {least}"
-            )
 
     def _eval_loader(self, split: Split) -> DataLoader[Batch] | list[Any]:
         rows = self.encoded(split)
