@@ -153,8 +153,8 @@ def _session(args: argparse.Namespace, folders: Sequence[Path], settings: Settin
     from alignlab.models.saving import load_policy
     from alignlab.rollout.rewards.model import ModelReward
 
-    device = _device(settings.device)
-    samplings = [_sampling(run, settings) for run in listed]
+    device = device_named(settings.device)
+    samplings = [sampling_of(run, settings) for run in listed]
     askings = [asking_of(run, args.frame) for run in listed]
     for sampling, asking in zip(samplings, askings, strict=True):
         for text in args.prompt or []:
@@ -237,7 +237,7 @@ def _imported(target: str) -> Any:
         ) from None
 
 
-def _sampling(run: Listed, settings: Settings) -> Any:
+def sampling_of(run: Listed, settings: Settings) -> Any:
     from alignlab.evaluate.speaker import Sampling
     from alignlab.rollout.sampling import check_sampling
 
@@ -279,7 +279,7 @@ def _reference(run: Listed, policy: "Policy", device: str) -> "Reference | None"
         return None
 
 
-def _device(name: str) -> str:
+def device_named(name: str) -> str:
     """ConfigError where there is none such."""
     import torch
 

@@ -12,10 +12,10 @@ from alignlab.errors import AlignlabError, ConfigError
 if TYPE_CHECKING:
     from alignlab.app.targets import Target
 
-TRIED = {"train": ("adapter", "method"), "evaluate": ("evaluation",)}
+TRIED = {"train": ("adapter", "method"), "evaluate": ("evaluation",), "sample": ("task",)}
 """Nodes that each kind of target makes objects of, below which all are small enough to be made twice."""
 
-NOT_TRIED = ("method.reward",)
+NOT_TRIED = ("method.reward", "task.reward", "task.data", "evaluation.data")
 """Nodes that read files or load models when they are made."""
 
 

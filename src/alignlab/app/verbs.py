@@ -1,4 +1,7 @@
-"""The verbs: plan, describe, check, ls, eval, chat, report, doctor. Each takes the words after it and gives a code."""
+"""The verbs: plan, describe, check, ls, eval, chat, export, report, doctor.
+
+Each takes the words after it and gives an exit code.
+"""
 
 import importlib.util
 import os
@@ -13,6 +16,7 @@ from alignlab.app.chat import chat_verb
 from alignlab.app.check import check_verb
 from alignlab.app.compose import parse_args
 from alignlab.app.content import saved
+from alignlab.app.export import export_verb
 from alignlab.app.paths import roots
 from alignlab.app.show import columns, describe_time, plan_text, runs_text
 from alignlab.app.spell import spell
@@ -132,6 +136,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "ls": ls,
     "eval": eval_verb,
     "chat": chat_verb,
+    "export": export_verb,
     "report": report,
     "doctor": doctor,
 }
