@@ -10,7 +10,10 @@ from alignlab.app.targets import Planner
 
 REPO = Path(__file__).parents[1]
 CONF, EXPERIMENTS = REPO / "conf", REPO / "experiments"
-GROUPS = ("model", "adapter", "data", "hardware", "logger", "method", "method/loss", "method/kl", "method/reward")
+GROUPS = (
+    *("model", "adapter", "data", "hardware", "logger", "method", "method/loss", "method/kl", "method/reward"),
+    "evaluation/judge",
+)
 # what an option cannot know by itself
 NEEDS = {
     "model=pretrained": ["model.init_from=folder"],
@@ -21,6 +24,9 @@ NEEDS = {
         f"method={name}": ["method/reward=length"]
         for name in ("ppo", "rloo", "grpo", "dr_grpo", "dapo", "reinforce", "online_dpo")
     },
+    "evaluation/judge=gold": ["task=evaluate", "evaluation.against=dataset"],
+    "evaluation/judge=reward_model": ["task=evaluate", "evaluation.judge.reward.path=folder"],
+    "evaluation/judge=endpoint": ["task=evaluate", "evaluation.judge.model=gpt"],
     "data=exact": ["model=exact"],
     **{f"data/source/world/reward={name}": ["model=exact", "data=exact"] for name in ("counts", "automaton", "table")},
     "method/reward=exact": ["model=exact", "data=exact"],

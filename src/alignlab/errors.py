@@ -43,3 +43,7 @@ class HardwareError(AlignlabError, RuntimeError):
     """The machine lacks what `hardware=...` asks for."""
 
     exit_code = 3
+
+
+class EndpointError(AlignlabError, RuntimeError):
+    """A server that refuses, does not answer, or answers in another language than was expected."""

@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant
 
 STATISTICS = ("test_statistics.py",)
 POLICY = ("evaluate/test_evaluate_policy.py",)
+COMPARISON = ("evaluate/test_comparison.py",)
 REWARD = ("evaluate/test_evaluate_reward.py",)
 EXACT = ("evaluate/test_exact_figures.py",)
 
@@ -94,10 +95,10 @@ MUTANTS = (
     ),
     Mutant(
         "win rate of the baseline reported as the policy's",
-        "evaluate/policy.py",
-        "win_rate(ours, theirs)",
-        "win_rate(theirs, ours)",
-        POLICY,
+        "evaluate/comparison.py",
+        "wins[_key(mine)].append(verdict.value)",
+        "wins[_key(mine)].append(1 - verdict.value)",
+        COMPARISON,
     ),
     Mutant(
         "ties of a reward model counted as right",

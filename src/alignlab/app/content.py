@@ -61,7 +61,7 @@ def keyed_content(node: dict[str, Any]) -> dict[str, Any]:
     else:
         kept = {"task": {k: v for k, v in task.items() if k != "run"}, "hardware": node.get("hardware")}
         if task.get("kind") == "evaluate":
-            inert = [path for path in inert if path.partition(".")[0] != "evaluation"]
+            inert = [path for path in inert if path != "evaluation"]
             kept["evaluation"] = {k: v for k, v in (node.get("evaluation") or {}).items() if k != "needs"}
     for path in inert:
         kept = _without(kept, path.split("."))

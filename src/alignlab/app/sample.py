@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignlab.app.made import make
 from alignlab.app.runfolder import as_json, write_atomic
-from alignlab.app.training import Metrics, check_hardware, check_world, device_of, use_threads, world_of
+from alignlab.app.training import Metrics, check_hardware, data_for, device_of, use_threads, world_of
 from alignlab.errors import ConfigError
 
 log = logging.getLogger("alignlab")
@@ -31,6 +31,7 @@ def sample(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     """Draw, score, write; goes on from the batches that are there."""
     from alignlab.models.saving import load_policy
     from alignlab.rollout.replies import draw_batch, each_by_itself
+    from alignlab.rows import PromptRow
 
     task = cfg.task
     check_hardware(cfg)
@@ -49,7 +50,7 @@ def sample(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
         )
     device = device_of(cfg)
     policy = load_policy(of.folder).to(device)
-    data = _data(data_node, policy)
+    data = data_for(data_node, policy, PromptRow, seed=0)  # only the split that is asked for is read
     scored_by = {"score": reward} | ({"gold": gold} if task.reward and gold is not None else {})
     for scorer in scored_by.values():
         if hasattr(scorer, "to"):
@@ -112,17 +113,6 @@ def _data_node(cfg: DictConfig, of: Path) -> DictConfig:
         )
     trained = OmegaConf.load(of / "config.yaml")
     return OmegaConf.create(OmegaConf.to_container(trained, resolve=True)).data
-
-
-def _data(node: DictConfig, policy: Any) -> Any:
-    """The prompts, encoded for the policy; only the split that is asked for is read."""
-    from alignlab.rows import PromptRow
-
-    data = make(node, "data")(
-        tokenizer=policy.tokenizer, stop_token_ids=policy.stop_token_ids, row_type=PromptRow, seed=0, num_workers=0
-    )
-    check_world(data)
-    return data
 
 
 def _write(folder: Path, replies: Sequence[dict[str, Any]], rows: dict[str, list[dict[str, Any]]]) -> Metrics:

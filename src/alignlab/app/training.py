@@ -108,6 +108,16 @@ def make_data(cfg: DictConfig, folder: Path, source: Any, row_type: type) -> Any
     return data
 
 
+def data_for(node: DictConfig, model: Any, row_type: type, *, seed: int) -> Any:
+    """The data room that a config node `data` says, for a finished model's tokenizer; nothing is read yet."""
+    stop = getattr(model, "stop_token_ids", None) or (model.tokenizer.eos_token_id,)
+    data = make(node, "data")(
+        tokenizer=model.tokenizer, stop_token_ids=tuple(stop), row_type=row_type, seed=seed, num_workers=0
+    )
+    check_world(data)
+    return data
+
+
 def world_of(data: Any) -> Any:
     """The exact world that the rows come from; None where there is none."""
     return getattr(data.source, "world", None)

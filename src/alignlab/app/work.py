@@ -16,6 +16,7 @@ from alignlab.app.training import (
     Metrics,
     card_of,
     check_hardware,
+    data_for,
     device_of,
     load_model,
     make_data,
@@ -133,7 +134,7 @@ def evaluate(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
         metrics = _saved(folder, _evaluate_reward_model(cfg, trained, of))
         build_reward_report(folder, of.name)
         return metrics
-    return _saved(folder, _evaluate_policy(cfg, trained, of))
+    return _saved(folder, _evaluate_policy(cfg, trained, of, folder))
 
 
 def _saved(folder: Path, result: Any) -> Metrics:
@@ -145,7 +146,8 @@ def _saved(folder: Path, result: Any) -> Metrics:
     return {f"test/{name}": value for name, value in result.metrics.items()}
 
 
-def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
+def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path, folder: Path) -> Any:
+    from alignlab.app.comparing import make_contest
     from alignlab.evaluate.policy import evaluate_policy
     from alignlab.models.reference import FrozenCopy
     from alignlab.models.saving import load_policy
@@ -154,6 +156,7 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
 
     e, device = cfg.evaluation, device_of(cfg)
     quality = make(e.quality, "evaluation.quality")  # before any model: a threshold that cannot be is refused at once
+    contest = make_contest(cfg, trained, folder)  # and so is an opponent or a judge that cannot be
     policy = load_policy(of).to(device)
     data = _data_of(cfg, trained, policy, PromptRow)
     if e.reference == "self":
@@ -163,7 +166,7 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
     else:  # what the run started from; random weights are no reference
         start = make(trained.model, "model")(seed=trained.seed).load_policy() if trained.model.init_from else None
     reference = None if start is None else FrozenCopy(start).to(device)
-    return evaluate_policy(
+    result = evaluate_policy(
         policy,
         reference=reference,
         prompts=data.prompt_batches("test", limit=e.num_prompts, batch_size=e.batch_size),
@@ -174,6 +177,25 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
         seed=e.seed,
         quality=quality,
     )
+    result.metrics.update(_heldout_perplexity(cfg, trained, policy, reference))
+    if contest is not None:
+        result.metrics.update(contest.judged(result).metrics)
+    return result
+
+
+def _heldout_perplexity(cfg: DictConfig, trained: DictConfig, policy: Any, reference: Any) -> Metrics:
+    """Perplexity of the test rows' own responses; nothing where they have none, or their text is no language."""
+    from alignlab.data.responses import has_rows
+    from alignlab.evaluate.perplexity import heldout_perplexity
+    from alignlab.rows import SFTRow
+
+    node = (cfg.evaluation.data or trained.data).copy()
+    node.on_bad_row = "skip"  # a row that prompts can be taken from need not be one that has a usable response
+    data = data_for(node, policy, SFTRow, seed=trained.seed)
+    if world_of(data) is not None or not has_rows(data.source, SFTRow):
+        return {}
+    rows = (batch.sequences for batch in data.batches("test", limit=cfg.evaluation.num_prompts))
+    return heldout_perplexity(policy, rows, reference=reference)
 
 
 def _evaluate_reward_model(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
@@ -188,10 +210,7 @@ def _evaluate_reward_model(cfg: DictConfig, trained: DictConfig, of: Path) -> An
 
 def _data_of(cfg: DictConfig, trained: DictConfig, model: Any, row_type: type) -> Any:
     """What a finished model is measured on: `evaluation.data`, else the data of its run; read for the model."""
-    stop = getattr(model, "stop_token_ids", None) or (model.tokenizer.eos_token_id,)
-    data = make(cfg.evaluation.data or trained.data, "data")(
-        tokenizer=model.tokenizer, stop_token_ids=tuple(stop), row_type=row_type, seed=trained.seed, num_workers=0
-    )
+    data = data_for(cfg.evaluation.data or trained.data, model, row_type, seed=trained.seed)
     data.prepare()
     return data
 

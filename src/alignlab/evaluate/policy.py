@@ -7,7 +7,7 @@ samples are not from pi and the estimate is biased: compare KLs of untruncated s
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -22,7 +22,7 @@ from alignlab.evaluate.text_metrics import rouge_l, variety
 from alignlab.models.backbone import evaluating
 from alignlab.rollout.generate import generate
 from alignlab.rows import Prompt
-from alignlab.statistics import Interval, match_samples, mean_interval, paired_bootstrap, share_interval, win_rate
+from alignlab.statistics import Interval, mean_interval, share_interval
 
 if TYPE_CHECKING:
     from alignlab.models.policy import Policy
@@ -90,7 +90,6 @@ def evaluate_policy(
     prompts: Iterable[PromptBatch],
     gold: RewardFunction | None = None,
     proxy: RewardFunction | None = None,
-    baseline: Sequence[Mapping[str, Any]] | None = None,
     targets: Sequence[str] | None = None,
     max_new_tokens: int,
     temperature: float,
@@ -107,13 +106,12 @@ def evaluate_policy(
     sampling temperature), entropy (nats per token), response_length (tokens), eos_rate, distinct_1,
     distinct_2, distinct_3, repetition_rate, self_bleu (of two replies or more), quality_rate (share of replies that
     `quality` accepts; Wilson interval over prompts), problem_<name> (share of replies with that problem), num_prompts,
-    num_samples; with `baseline` (the samples of another evaluation) and `gold`:
-    win_rate (Wilson interval, ties half) and gold_gain (paired bootstrap) on the prompts both have; with `targets`
-    (a wanted reply per prompt, in the prompts' order): rouge_l.
+    num_samples; with `targets` (a wanted reply per prompt, in the prompts' order): rouge_l. How the replies fare
+    against others is the work of `comparison.compare`.
 
     Raises:
         ConfigError: a temperature that is not positive, or samples_per_prompt below 1.
-        DataError: there are no prompts, or the baseline shares none of them.
+        DataError: there are no prompts.
     """
     if temperature <= 0 or samples_per_prompt < 1:
         raise ConfigError(
@@ -139,8 +137,6 @@ def evaluate_policy(
     if not tally.samples:
         raise DataError("evaluation: no prompts came; is the split empty, or evaluation.num_prompts 0?")
     metrics = _summary(tally, judges.quality, reference=reference is not None)
-    if baseline is not None and gold is not None:
-        metrics |= _against_baseline(tally.samples, baseline, seed=seed)
     if targets is not None:
         _add_interval(metrics, "rouge_l", _rouge(tally, targets))
     return PolicyEvaluation(
@@ -225,19 +221,6 @@ def _summary(tally: _Tally, quality: QualityFilter, *, reference: bool) -> dict[
     accepted = [float(not set(quality.faults) & set(sample["problems"])) for sample in samples]
     shares = _per_prompt(tally, accepted)
     _add_interval(metrics, "quality_rate", share_interval(math.fsum(shares), len(shares)))
-    return metrics
-
-
-def _against_baseline(
-    samples: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], *, seed: int
-) -> dict[str, float]:
-    """Win rate and mean gain in gold reward over the baseline, on the prompts that both answered."""
-    ours, theirs = match_samples(samples, baseline, field="gold_reward")
-    if not ours:
-        raise DataError("evaluation: the baseline's samples share no prompt with this evaluation; use the same split")
-    metrics: dict[str, float] = {}
-    _add_interval(metrics, "win_rate", win_rate(ours, theirs))
-    _add_interval(metrics, "gold_gain", paired_bootstrap(ours, theirs, seed=seed))
     return metrics
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.errors import DataError
+from alignlab.evaluate.comparison import Comparison
 from alignlab.evaluate.pairs import SubsetFigures
 from alignlab.evaluate.policy import PolicyEvaluation
 from alignlab.evaluate.reward import CalibrationBin, RewardEvaluation
@@ -36,6 +37,18 @@ def save_evaluation(folder: Path, name: str, evaluation: PolicyEvaluation | Rewa
     return path
 
 
+def save_comparison(folder: Path, comparison: Comparison, *, against: str, judge: str) -> Path:
+    """Writes folder/eval/verdicts.jsonl and folder/eval/comparison.json (against, judge, metrics); returns the latter.
+
+    `against` names the other replies and `judge` who decided, for people.
+    """
+    path = folder / "eval" / "comparison.json"
+    content = {"kind": "comparison", "against": against, "judge": judge, "metrics": comparison.metrics}
+    _write(path.with_name("verdicts.jsonl"), "".join(_line(each) + "\n" for each in comparison.verdicts))
+    _write(path, json.dumps(_strict(content), indent=1, allow_nan=False) + "\n")
+    return path
+
+
 def load_policy_evaluation(folder: Path, *, name: str = "policy") -> PolicyEvaluation:
     """What `save_evaluation` wrote of a policy; a null metric comes back as NaN."""
     content = _read(folder / "eval" / f"{name}.json", kind="policy")
@@ -43,7 +56,7 @@ def load_policy_evaluation(folder: Path, *, name: str = "policy") -> PolicyEvalu
 
 
 def load_samples(folder: Path) -> list[dict[str, Any]]:
-    """The replies of folder/eval/samples.jsonl: the `baseline` of another evaluation.
+    """The replies of folder/eval/samples.jsonl: what another evaluation may compare its own with.
 
     Raises:
         DataError: no such file, or a line that is not a JSON object.

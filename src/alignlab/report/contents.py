@@ -1,7 +1,7 @@
 """What the report says beside its tables: data for the figures, replies side by side, and notes in words."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alignlab.report.collect import is_number
@@ -142,11 +142,20 @@ def policy_note(rows: Sequence[Row], *, baseline: str | None) -> str:
     if any(row.num_seeds > 1 for row in rows):
         parts.append("rows of several seeds: mean of the seeds' means, Student t over seeds")
     if any("win_rate" in row.values for row in rows):
-        parts.append(f"win rate: gold reward above {baseline or 'the baseline'}'s on the same prompt, ties half")
+        parts.extend(_win_rates(rows, baseline))
     parts.append("KL: sampled estimate to the reference, nats per sequence")
     parts.append("perplexity: of the replies under the reference; length: tokens with the stop token")
     parts.append("EOS rate: share of replies that end by themselves")
     return "; ".join(parts) + "."
+
+
+def _win_rates(rows: Sequence[Row], baseline: str | None) -> Iterator[str]:
+    """Whom the policies were compared with and who judged: as their evaluations say, else gold against the baseline."""
+    told = {}
+    for row in (row for row in rows if "win_rate" in row.values):
+        by = row.records[0].evaluations.get("comparison")
+        told[f"judged by {by['judge']} against {by['against']}" if by else f"gold reward above {baseline}'s"] = None
+    yield from (f"win rate: {how}, on the same prompt, ties half" for how in told)
 
 
 def reward_note(rows: Sequence[Row]) -> str:

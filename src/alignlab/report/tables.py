@@ -46,6 +46,7 @@ POLICY_COLUMNS = (
     Column("proxy_reward", "proxy reward", 2),
     Column("kl", "KL (nats)", 1),
     Column("win_rate", "win rate", 0, interval=True, percent=True),
+    Column("win_rate_length_controlled", "win rate (LC)", 0, interval=True, percent=True),
     Column("response_length", "length", 1),
     Column("distinct_2", "distinct-2", 2),
     Column("perplexity_reference", "perplexity", 1),
