@@ -17,6 +17,7 @@ from alignlab.app.paths import roots
 from alignlab.app.targets import Planner
 from alignlab.evaluate.best_of_n import kl_bound
 from tests.app.test_exact_world import WORLD
+from tests.rollout.chat_server import chat_server
 from tests.test_readme import SMALL
 
 SFT = ["experiments=quickstart/sft", *SMALL, "method.max_steps=2", "hardware.progress=false"]
@@ -165,9 +166,42 @@ def test_gold_is_kept_beside_the_score_of_another_reward(whole: Path):
     assert (folder / "report" / "tables" / "best_of_n.csv").read_text().startswith("n,score,score low,score high,gold")
 
 
+def test_a_chat_endpoint_gives_ai_feedback_and_is_paid_once(whole: Path, tmp_path: Path):
+    """A judge that prefers the shorter reply; unable to answer at first, then asked only for what it has not said."""
+    down = True
+
+    def shorter(question: str, number: int) -> Any:
+        if down and number >= 20:
+            return (400, {}, "out of money")
+        one, two = (part.partition("[End of reply")[0] for part in question.split("[Start of reply ")[1:])
+        return "[[C]]" if len(one) == len(two) else "[[A]]" if len(one) < len(two) else "[[B]]"
+
+    with chat_server(shorter) as server:
+        words = [*SAMPLE, "evaluation/judge@task.judge=endpoint", "task.judge.model=tiny", f"paths.runs={whole}"]
+        words += [f"task.judge.base_url={server.url}", "task.judge.api_key_env=null", "name=judged"]
+        words += ["task.judge.concurrency=1"]
+        assert main(words) == 1
+        down = False
+        assert main(words) == 0
+    folder = the_folder(whole, "judged.sample")
+    scored = lines(folder / "samples" / "scored.jsonl")
+    assert len(lines(folder / "samples" / "judge_answers.jsonl")) == len(server.requests) - 1
+    plain = lines(the_folder(whole, "quickstart-sft.sample") / "samples" / "scored.jsonl")
+    assert [reply["gold"] for reply in scored] == [reply["score"] for reply in plain]
+    for start in range(0, len(scored), 3):
+        group = scored[start : start + 3]
+        assert sum(reply["score"] for reply in group) == pytest.approx(1.5)
+        by_length = sorted(group, key=lambda reply: len(reply["response"]))
+        assert by_length[0]["score"] >= by_length[-1]["score"]
+    metrics = json.loads((folder / "run.json").read_text())["metrics"]
+    assert metrics["num_judged"] == 36 and metrics["num_unjudged"] == 0 and metrics["judge_consistency"] == 1
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["evaluation/judge@task.judge=gold", "task.n=1"], "task.n=1: a judge compares"),
+        (["evaluation/judge@task.judge=gold", "method/reward@task.reward=length"], "choose one"),
         (["task.split=tests"], "task.split=tests: allowed are"),
         (["task.n=0"], "task.n=0: expected"),
         (["task.num_prompts=0"], "task.num_prompts=0: expected"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 TRIED = {"train": ("adapter", "method"), "evaluate": ("evaluation",), "sample": ("task",)}
 """Nodes that each kind of target makes objects of, below which all are small enough to be made twice."""
 
-NOT_TRIED = ("method.reward", "task.reward", "task.data", "evaluation.data", "evaluation.judge")
+NOT_TRIED = ("method.reward", "task.reward", "task.judge", "task.data", "evaluation.data", "evaluation.judge")
 """Nodes that read files or load models when they are made."""
 
 

@@ -10,6 +10,7 @@ Each batch is written whole to samples/batches/ as soon as it is scored, so a ki
 ends in the same bytes: batch k depends on the seed and k alone. The batches are removed when all is written.
 """
 
+import functools
 import json
 import logging
 import shutil
@@ -24,12 +25,16 @@ from alignlab.app.runfolder import as_json, write_atomic
 from alignlab.app.training import Metrics, check_hardware, data_for, device_of, use_threads, world_of
 from alignlab.errors import ConfigError
 
+JUDGE_ANSWERS = "judge_answers.jsonl"
+"""In samples/: each answer of a judge endpoint, as it came."""
+
 log = logging.getLogger("alignlab")
 
 
 def sample(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     """Draw, score, write; goes on from the batches that are there."""
     from alignlab.models.saving import load_policy
+    from alignlab.rollout.judges.ranking import by_comparison
     from alignlab.rollout.replies import draw_batch, each_by_itself
     from alignlab.rows import PromptRow
 
@@ -42,20 +47,16 @@ def sample(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     drawing = _drawing(cfg, data_node)
     select = make(task.select, "task.select")
     gold = make(data_node.gold, "data.gold") if data_node.get("gold") else None
-    reward = make(task.reward, "task.reward") if task.reward else gold
-    if reward is None:
-        raise ConfigError(
-            "task.reward: nothing scores the replies, for the data knows no gold reward: choose one, for example "
-            "method/reward@task.reward=length"
-        )
+    reward, judge = _scored_by(cfg, folder, gold)
     device = device_of(cfg)
     policy = load_policy(of.folder).to(device)
     data = data_for(data_node, policy, PromptRow, seed=0)  # only the split that is asked for is read
-    scored_by = {"score": reward} | ({"gold": gold} if task.reward and gold is not None else {})
-    for scorer in scored_by.values():
-        if hasattr(scorer, "to"):
+    for scorer in (reward, judge, gold):
+        if scorer is not None and hasattr(scorer, "to"):
             scorer.to(device)
-    scorers = {name: each_by_itself(scorer) for name, scorer in scored_by.items()}
+    scorers = {"score": each_by_itself(reward) if judge is None else by_comparison(judge)}
+    if gold is not None and gold is not reward:
+        scorers["gold"] = each_by_itself(gold)
     batches = data.prompt_batches(task.split, limit=task.num_prompts, batch_size=task.batch_size)
     places = folder / "samples" / "batches"
     places.mkdir(parents=True, exist_ok=True)
@@ -67,6 +68,8 @@ def sample(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
             log.info("%s: batch %d", folder.name, number)
     replies = [json.loads(line) for index in range(number) for line in _read(places / f"{index:06d}.jsonl")]
     metrics = _write(folder, replies, select.rows(replies))
+    if judge is not None:
+        metrics |= _judge_figures(judge, replies)
     if drawing.n > 1:
         metrics |= _report(cfg, folder, replies, policy, data, reward)
     shutil.rmtree(places)
@@ -81,6 +84,42 @@ def _check_policy(of: Path) -> None:
         raise ConfigError(
             f"{of}: a reward model, which writes no replies; sample from a policy and score with this one"
         )
+
+
+def _scored_by(cfg: DictConfig, folder: Path, gold: Any) -> tuple[Any, Any]:
+    """The reward that scores, or None and the judge that compares. ConfigError where there is neither, or both."""
+    task = cfg.task
+    if task.judge is None:
+        if task.reward is None and gold is None:
+            raise ConfigError(
+                "task.reward: nothing scores the replies, for the data knows no gold reward: choose one, for example "
+                "method/reward@task.reward=length, or a judge: evaluation/judge@task.judge=endpoint"
+            )
+        return make(task.reward, "task.reward") if task.reward else gold, None
+    if task.reward is not None:
+        raise ConfigError("task.reward and task.judge: both would score the replies; choose one")
+    if task.n < 2:
+        raise ConfigError(f"task.n={task.n}: a judge compares replies to one prompt, so there must be two at least")
+    judge = make(task.judge, "task.judge")
+    if isinstance(judge, functools.partial):  # judge=gold: the reward is the data's own
+        if gold is None:
+            raise ConfigError("task.judge: the data knows no gold reward to judge by")
+        judge = judge(gold)
+    if hasattr(judge, "remember"):
+        judge.remember(folder / "samples" / JUDGE_ANSWERS)
+    return None, judge
+
+
+def _judge_figures(judge: Any, replies: Sequence[dict[str, Any]]) -> Metrics:
+    """What the verdicts say of the judge; answers that are remembered are not asked for again."""
+    from alignlab.rollout.judges.ranking import all_verdicts
+    from alignlab.rollout.selection import by_prompt
+
+    groups = by_prompt(replies)
+    texts = [[reply["response"] for reply in group] for group in groups]
+    verdicts = all_verdicts(judge, [group[0]["prompt"] for group in groups], texts)
+    unjudged = sum(verdict.value is None for verdict in verdicts)
+    return {"num_judged": float(len(verdicts) - unjudged), "num_unjudged": float(unjudged), **judge.figures(verdicts)}
 
 
 def _drawing(cfg: DictConfig, data: Any) -> Any:
@@ -161,7 +200,7 @@ def _exact(cfg: DictConfig, policy: Any, data: Any, reward: Any, *, gold: bool) 
     from alignlab.worlds.exact import response_logprobs
 
     world, task = world_of(data), cfg.task
-    if world is None or task.top_k or task.top_p < 1:
+    if world is None or reward is None or task.top_k or task.top_p < 1:
         return None
     import torch
 
