@@ -149,10 +149,11 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
     from hydra.utils import instantiate
 
     from alignlab.evaluate.policy import evaluate_policy
+    from alignlab.evaluate.preference import evaluate_pairs
     from alignlab.models.reference import FrozenCopy
     from alignlab.models.saving import load_policy
     from alignlab.rollout.rewards.model import ModelReward
-    from alignlab.rows import PromptRow
+    from alignlab.rows import PreferenceRow, PromptRow
 
     e, device = cfg.evaluation, device_of(cfg)
     quality = instantiate(e.quality)  # before any model: a threshold that cannot be is refused at once
@@ -165,7 +166,7 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
     else:  # what the run started from; random weights are no reference
         start = instantiate(trained.model)(seed=trained.seed).load_policy() if trained.model.init_from else None
     reference = None if start is None else FrozenCopy(start).to(device)
-    return evaluate_policy(
+    result = evaluate_policy(
         policy,
         reference=reference,
         prompts=data.prompt_batches("test", limit=e.num_prompts, batch_size=e.batch_size),
@@ -176,6 +177,10 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
         seed=e.seed,
         quality=quality,
     )
+    if e.num_pairs:
+        pairs = _data_of(cfg, trained, policy, PreferenceRow).batches("test", limit=e.num_pairs)
+        result.metrics.update(evaluate_pairs(policy, reference=reference, batches=pairs))
+    return result
 
 
 def _evaluate_reward_model(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
