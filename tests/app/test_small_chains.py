@@ -93,7 +93,7 @@ def test_the_commands_it_prints_work_as_they_stand(chain: tuple[str, Path, Path]
     name, runs, report = chain
     commands = json.loads((report / "report.json").read_text())["next_commands"]
     words = [shlex.split(command) for command in commands if command.startswith("alignlab chat")]
-    assert words and all(Path(words[0][at]).is_dir() for at in (2,)), commands
+    assert words and Path(words[0][2]).is_dir(), commands
     capsys.readouterr()
     scripted = words[-1] + (["--prompt", "hi"] if "--prompt" not in words[-1] else [])
     assert main([*scripted[1:], "--json", "max_new_tokens=4"]) == 0
@@ -131,13 +131,13 @@ def test_adapters_reload_and_swap_with_plain_peft_as_the_readme_says(chain: tupl
         ('"Qwen/Qwen2.5-1.5B-Instruct"', f'"{runs_of["model"]}/model"'),
         ("runs/qlora_dpo-dpo-KEY", str(runs_of["dpo"])),
         ("runs/qlora_dpo-dpo_sft-KEY", str(runs_of["dpo_sft"])),
-        ('revision="989aa7980e4cf806f80c7fef2b1adb7bc71aa306", ', ""),
-        ("torch.bfloat16", "torch.float32"),  # exact products, so that log-probs can be compared closely
+        ('    revision="989aa7980e4cf806f80c7fef2b1adb7bc71aa306",\n', ""),
+        ("torch.bfloat16", "torch.float32"),  # as small scale has it
     ):
         assert written in snippet, written
         snippet = snippet.replace(written, meant)
     said: dict[str, Any] = {}
-    exec(snippet, said)  # noqa: S102 - our own README
+    exec(snippet, said)
     model = said["model"].eval()
     for adapter in ("dpo_sft", "dpo", "dpo_sft"):
         model.set_adapter(adapter)
@@ -150,7 +150,7 @@ def test_adapters_reload_and_swap_with_plain_peft_as_the_readme_says(chain: tupl
 
 
 @pytest.mark.parametrize("stage", [f"{name}/{stage}" for name, stages in STAGES.items() for stage in stages])
-def test_small_scale_changes_model_data_and_learning_rate_only(stage: str):
+def test_small_scale_changes_model_data_and_step_sizes_only(stage: str):
     planner = Planner(roots())
     full, small = (
         flat(OmegaConf.to_container(planner.target([f"experiments={path}", "paths.data=folder"]).cfg, resolve=False))
@@ -158,7 +158,7 @@ def test_small_scale_changes_model_data_and_learning_rate_only(stage: str):
     )
     full, small = dict(full), dict(small)
     changed = {key for key in full.keys() | small.keys() if full.get(key) != small.get(key)}
-    allowed = re.compile(r"model\.|data\.|evaluation\.data\.|(evaluation\.)?needs\.|method\.(lr|epochs)$")
+    allowed = re.compile(r"(evaluation\.)?(data|needs)\.|model\.|method\.(lr|epochs)$|adapter\.compute_dtype$")
     assert {key for key in changed if not allowed.match(key)} == set()
     assert any(key.startswith(("model.", "data.")) for key in changed)
 
