@@ -150,8 +150,8 @@ def policy_note(rows: Sequence[Row], *, baseline: str | None) -> str:
     parts.append("EOS rate: share of replies that end by themselves")
     if any("pair_margin" in row.values for row in rows):
         parts.append(
-            "held-out pairs: pair margin: log-prob of chosen - rejected, to be compared between rows; pairs moved "
-            "right: share whose margin grew from the reference's to the policy's, ties half"
+            "held-out pairs: pair margin: log-prob of chosen - rejected, to be compared between rows; gained: of it, "
+            "over the reference; pairs moved right: share that gained, ties half"
         )
     return "; ".join(parts) + "."
 

@@ -50,7 +50,8 @@ POLICY_COLUMNS = (
     Column("distinct_2", "distinct-2", 2),
     Column("perplexity_reference", "perplexity", 1),
     Column("eos_rate", "EOS rate", 0, percent=True),
-    Column("pair_margin", "pair margin (nats)", 1, interval=True),
+    Column("pair_margin", "pair margin (nats)", 1),
+    Column("implicit_margin", "gained", 1, interval=True),
     Column("implicit_accuracy", "pairs moved right", 0, interval=True, percent=True),
     Column("chosen_perplexity", "perplexity of chosen", 1),
 )
@@ -76,7 +77,8 @@ POLICY_CSV = (
     *("response_length", "distinct_2", "perplexity_reference", "eos_rate", "seeds"),
     *("proxy_reward_low", "proxy_reward_high", "kl_low", "kl_high", "win_rate_low", "win_rate_high"),
     *("distinct_1", "repetition_rate", "entropy", "num_prompts"),
-    *("pair_margin", "pair_margin_low", "pair_margin_high", "pair_accuracy", "implicit_margin"),
+    *("pair_margin", "pair_margin_low", "pair_margin_high", "pair_accuracy"),
+    *("implicit_margin", "implicit_margin_low", "implicit_margin_high"),
     *("implicit_accuracy", "implicit_accuracy_low", "implicit_accuracy_high"),
     *("chosen_perplexity", "rejected_perplexity", "num_pairs"),
 )
