@@ -18,6 +18,7 @@ GROUPS = (
 NEEDS = {
     "model=pretrained": ["model.init_from=folder"],
     "model=random_gpt2": ["model.tokenizer=folder"],
+    "model=random_qwen2": ["model.tokenizer=folder"],
     "model=distilbert": ["model.tokenizer=folder", "method=reward"],
     "model=deberta": ["model.tokenizer=folder", "method=reward"],
     **{

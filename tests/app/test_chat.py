@@ -190,6 +190,18 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(runs: Path, capsys
         assert told in said(capsys, *words, code=2), told
 
 
+def test_an_evaluation_stands_for_the_run_that_it_measured(runs: Path, capsys, tmp_path: Path):
+    moved = {"of": [{"folder": f"elsewhere/{runs.name}/dpo-2"}]}  # the runs were moved: it lies beside the evaluation
+    evaluation = write_run(runs / "dpo.evaluate-7", task="evaluate", parents=moved)
+    of_reward = {"of": [{"folder": str(runs / "reward-4")}]}
+    judge = write_run(tmp_path / "reward.evaluate-8", task="evaluate", parents=of_reward)
+    words = ("--prompt", "hi", "--json", "seed=3")
+    through = said(capsys, evaluation, "--reward", judge, *words)
+    assert through == said(capsys, runs / "dpo-2", "--reward", runs / "reward-4", *words)
+    lost = write_run(tmp_path / "lost-9", task="evaluate", parents={"of": [{"folder": "gone/sft-0"}]})
+    assert "gone/sft-0: there is no finished run here (missing)" in said(capsys, lost, code=2)
+
+
 def test_help_tells_settings_and_commands(capsys):
     out = said(capsys, "--help")
     for word in ("--reward RUN", "temperature=1.0", "/save FILE", "--prompt TEXT", "--json"):

@@ -10,8 +10,10 @@ import pytest
 from rich.console import Console
 
 from alignlab.errors import DataError
+from alignlab.report import contents
 from alignlab.report.build import build_report
 from alignlab.report.console import print_summary
+from alignlab.report.summary import Row
 from tests.report.fabricated import NUM_PROMPTS, quickstart, write_policy
 
 COMMANDS = ["alignlab experiments=quickstart/dpo method.loss.beta=0.3", "alignlab chat runs/ppo"]
@@ -71,7 +73,7 @@ def test_no_file_holds_a_nan(report):
 def test_the_markdown_table_shows_means_with_their_intervals(report):
     lines = (report[0] / "report" / "tables" / "summary.md").read_text().splitlines()
     cells = [cell.strip() for cell in lines[5].strip("|").split("|")]
-    assert cells[:6] == ["ppo", "ppo", "7.10 [6.78, 7.42]", "2.00", "10.0", "100% [91, 100]"]
+    assert cells[:6] == ["ppo", "ppo", "7.10 [6.78, 7.42]", "2.00 [1.90, 2.10]", "10.0", "100% [91, 100]"]
     assert len({line.count("|") for line in lines[:7]}) == 1
     assert len({len(line) for line in lines[:7]}) == 1  # it lines up as plain text too
 
@@ -189,3 +191,19 @@ def test_an_untrained_policy_far_away_is_named_but_not_drawn_or_suspected(tmp_pa
     assert "off the scale: base at 400 nats" in page
     assert json.loads((tmp_path / "table" / "report" / "report.json").read_text())["warnings"] == {}
     assert (tmp_path / "table" / "report" / "tables" / "summary.csv").read_text().splitlines()[1].startswith("base,,")
+
+
+def test_where_nothing_is_gold_sentences_and_replies_tell_the_proxy():
+    def row(need: str, mean: float) -> Row:
+        figures = {"proxy_reward": mean, "proxy_reward_low": mean - 0.5, "proxy_reward_high": mean + 0.5, "kl": 3.0}
+        return Row(need, need, (), figures)
+
+    said = contents.headline([row("sft", 0.0), row("dpo", 1.25), row("ppo", 0.75)], baseline="sft", flagged={})
+    assert said == [
+        "sft: proxy reward 0.00 [-0.50, 0.50] at a KL of 3.0 nats",
+        "dpo: proxy reward 1.25 [0.75, 1.75] at a KL of 3.0 nats; above sft (intervals apart)",
+        "ppo: proxy reward 0.75 [0.25, 1.25] at a KL of 3.0 nats; not apart from sft's interval",
+    ]
+    sample = {"gold_reward": None, "proxy_reward": 0.5, "kl": 2.0, "length": 7}
+    assert contents._figures(sample) == "proxy 0.50, KL 2.0, 7 tokens"
+    assert contents._figures(sample | {"gold_reward": 1.0}) == "gold 1.00, KL 2.0, 7 tokens"

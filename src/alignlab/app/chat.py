@@ -142,8 +142,7 @@ def _parser() -> argparse.ArgumentParser:
 def _session(args: argparse.Namespace, folders: Sequence[Path], settings: Settings) -> "Session":
     """Checks all, then loads all."""
     listed = [listed_run(folder, "policy") for folder in folders]
-    if args.reward is not None:
-        listed_run(args.reward, "reward_model")
+    scorer = None if args.reward is None else listed_run(args.reward, "reward_model").folder
     if args.frame is not None and "{message}" not in args.frame:
         raise ConfigError(f"--frame {args.frame!r}: it must hold {{message}}, for example 'Q: {{message}}\\nA:'")
 
@@ -167,15 +166,16 @@ def _session(args: argparse.Namespace, folders: Sequence[Path], settings: Settin
         speaker = Speaker(policy, asking=asking, reference=reference, seed=settings.seed)
         runs.append(Run(run.folder.resolve().name, speaker, sampling))
     comparable = len(runs) == 2 and same_tokens(runs[0].speaker.policy, runs[1].speaker.policy)
-    reward = None if args.reward is None else ModelReward(str(args.reward)).to(device)
+    reward = None if scorer is None else ModelReward(str(scorer)).to(device)
     quality = QualityFilter() if args.filter else None
     return Session(runs, reward=reward, compare=comparable, quality=quality, as_json=args.json)
 
 
 def listed_run(folder: Path, produces: str) -> Listed:
-    """A finished training that made what `produces` says. ConfigError for any other folder."""
+    """A finished training that made what `produces` says, or an evaluation of one. ConfigError for any other folder."""
     from omegaconf import OmegaConf
 
+    folder = _trained(folder)
     state = runfolder.state(folder)
     if state not in ("done", "stale"):
         raise ConfigError(f"{folder}: there is no finished run here ({state})")
@@ -194,6 +194,17 @@ def listed_run(folder: Path, produces: str) -> Listed:
             f"{folder}: this run trained a {kinds[method.produces]}, not a {kinds[produces]}; {use[produces]}"
         )
     return Listed(folder, trained, method)
+
+
+def _trained(folder: Path) -> Path:
+    """The run that an evaluation measured, beside it if the runs have been moved; any other folder as it is."""
+    record = runfolder.read(folder)
+    of = record.get("parents", {}).get("of") or [] if record.get("task") == "evaluate" else []
+    if not of:
+        return folder
+    found = Path(of[0]["folder"])
+    beside = folder.resolve().parent / found.name
+    return beside if beside.is_dir() else found
 
 
 def asking_of(run: Listed, frame: str | None = None) -> "Asking":

@@ -149,10 +149,11 @@ def _saved(folder: Path, result: Any) -> Metrics:
 def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path, folder: Path) -> Any:
     from alignlab.app.comparing import make_contest
     from alignlab.evaluate.policy import evaluate_policy
+    from alignlab.evaluate.preference import evaluate_pairs
     from alignlab.models.reference import FrozenCopy
     from alignlab.models.saving import load_policy
     from alignlab.rollout.rewards.model import ModelReward
-    from alignlab.rows import PromptRow
+    from alignlab.rows import PreferenceRow, PromptRow
 
     e, device = cfg.evaluation, device_of(cfg)
     quality = make(e.quality, "evaluation.quality")  # before any model: a threshold that cannot be is refused at once
@@ -178,6 +179,9 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path, folder: Pat
         quality=quality,
     )
     result.metrics.update(_heldout_perplexity(cfg, trained, policy, reference))
+    if e.num_pairs:
+        pairs = _data_of(cfg, trained, policy, PreferenceRow).batches("test", limit=e.num_pairs)
+        result.metrics.update(evaluate_pairs(policy, reference=reference, batches=pairs))
     if contest is not None:
         result.metrics.update(contest.judged(result).metrics)
     return result

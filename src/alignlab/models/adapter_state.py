@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from alignlab.models.loading import seeded
@@ -76,6 +77,7 @@ def _save_joined(model: Any, folder: Path) -> None:
     """The two adapters of `model` as one."""
     with seeded(0):  # peft initialises the new adapter at random before it fills it
         model.base_model.add_weighted_adapter([START, TRAINED], [1.0, 1.0], _EXPORTED, combination_type="cat")
+    _fill_joined(model)
     try:
         model.save_pretrained(folder, selected_adapters=[_EXPORTED], save_embedding_layers=False)
     finally:
@@ -84,6 +86,16 @@ def _save_joined(model: Any, folder: Path) -> None:
     for file in (folder / _EXPORTED).iterdir():
         file.rename(folder / file.name)
     (folder / _EXPORTED).rmdir()
+
+
+def _fill_joined(model: nn.Module) -> None:
+    """The joint adapter's matrices in full: peft writes them in the compute dtype of a 4-bit base, which rounds."""
+    for layer in _switches(model):
+        if _EXPORTED in getattr(layer, "lora_A", {}):
+            down = [layer.lora_A[name].weight.detach() * layer.scaling[name] for name in (START, TRAINED)]
+            up = [layer.lora_B[name].weight.detach() for name in (START, TRAINED)]
+            layer.lora_A[_EXPORTED].weight = nn.Parameter(torch.cat(down, 0))
+            layer.lora_B[_EXPORTED].weight = nn.Parameter(torch.cat(up, 1))
 
 
 def base_state(model: Any) -> dict[str, Any]:

@@ -57,10 +57,11 @@ class LoRA:
 
         config = self._config(model, kind)
         with seeded(seed):
+            # cast: on a 4-bit base peft makes an adapter in its compute dtype, and what is trained must be float32
             if is_adapted(model):
-                model.add_adapter(TRAINED, config)
+                model.add_adapter(TRAINED, config, autocast_adapter_dtype=True)
             else:
-                model = get_peft_model(model, config, adapter_name=TRAINED, autocast_adapter_dtype=False)
+                model = get_peft_model(model, config, adapter_name=TRAINED, autocast_adapter_dtype=True)
         activate(model)
         return model
 

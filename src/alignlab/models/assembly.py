@@ -81,8 +81,9 @@ def with_adapter(
     model = _load(located.base, config, kind, settings, seed=seed)
     located.verify()
     try:
+        # cast: in the compute dtype of a 4-bit base the adapter would be rounded
         return PeftModel.from_pretrained(
-            model, str(located.adapter), adapter_name=name, is_trainable=False, autocast_adapter_dtype=False
+            model, str(located.adapter), adapter_name=name, is_trainable=False, autocast_adapter_dtype=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(

@@ -112,18 +112,20 @@ def prompt_text(prompt: Any) -> str:
 
 
 def headline(rows: Sequence[Row], *, baseline: str | None, flagged: Mapping[str, Any]) -> list[str]:
-    """One sentence per policy: its gold reward, its KL, and where it stands to the baseline."""
-    base = next((row for row in rows if row.need == baseline and "gold_reward" in row.values), None)
+    """One sentence per policy: its gold reward (the proxy's where nothing is gold), its KL, and where it stands to the
+    baseline."""
+    name = "gold_reward" if any("gold_reward" in row.values for row in rows) else "proxy_reward"
+    base = next((row for row in rows if row.need == baseline and name in row.values), None)
     sentences = []
     for row in rows:
-        if "gold_reward" not in row.values:
+        if name not in row.values:
             continue
-        gold, low, high = _interval(row.values, "gold_reward")
-        text = f"{row.label}: gold reward {gold:.2f} [{low:.2f}, {high:.2f}]"
+        mean, low, high = _interval(row.values, name)
+        text = f"{row.label}: {name.replace('_', ' ')} {mean:.2f} [{low:.2f}, {high:.2f}]"
         if "kl" in row.values:
             text += f" at a KL of {row.values['kl']:.1f} nats"
         if base is not None and row is not base:
-            _, base_low, base_high = _interval(base.values, "gold_reward")
+            _, base_low, base_high = _interval(base.values, name)
             place = "above" if low > base_high else "below" if high < base_low else "not apart from"
             text += f"; {place} {base.label}" + (" (intervals apart)" if place != "not apart from" else "'s interval")
         sentences.append(text + ("; suspect, see the signs of over-optimisation" if row.label in flagged else ""))
@@ -136,7 +138,7 @@ def policy_note(rows: Sequence[Row], *, baseline: str | None) -> str:
     number = " to ".join(str(each) for each in dict.fromkeys([*counts[:1], *counts[-1:]])) or "the"
     parts = [f"Means over {number} held-out prompts ({_sampling(rows)}); brackets: 95% interval"]
     if any(row.num_seeds == 1 for row in rows):
-        parts.append("gold reward: Student t over prompts")
+        parts.append("rewards: Student t over prompts")
         if any("win_rate" in row.values for row in rows):
             parts.append("win rate: Wilson over prompts")
     if any(row.num_seeds > 1 for row in rows):
@@ -146,6 +148,11 @@ def policy_note(rows: Sequence[Row], *, baseline: str | None) -> str:
     parts.append("KL: sampled estimate to the reference, nats per sequence")
     parts.append("perplexity: of the replies under the reference; length: tokens with the stop token")
     parts.append("EOS rate: share of replies that end by themselves")
+    if any("pair_margin" in row.values for row in rows):
+        parts.append(
+            "held-out pairs: pair margin: log-prob of chosen - rejected, to be compared between rows; gained: of it, "
+            "over the reference; pairs moved right: share that gained, ties half"
+        )
     return "; ".join(parts) + "."
 
 
@@ -209,9 +216,10 @@ def _interval(values: Mapping[str, float], name: str) -> tuple[float, float, flo
 
 
 def _figures(sample: Mapping[str, Any]) -> str:
-    gold, kl = shown(sample.get("gold_reward"), digits=2), shown(sample.get("kl"), digits=1)
+    kind = "gold" if sample.get("gold_reward") is not None or sample.get("proxy_reward") is None else "proxy"
+    reward, kl = shown(sample.get(f"{kind}_reward"), digits=2), shown(sample.get("kl"), digits=1)
     ending = "" if sample.get("complete", True) else ", cut"
-    return f"gold {gold}, KL {kl}, {sample.get('length', '-')} tokens{ending}"
+    return f"{kind} {reward}, KL {kl}, {sample.get('length', '-')} tokens{ending}"
 
 
 def _prompt_key(sample: Mapping[str, Any]) -> tuple[Any, str]:

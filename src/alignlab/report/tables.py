@@ -43,7 +43,7 @@ class TextTable(NamedTuple):
 
 POLICY_COLUMNS = (
     Column("gold_reward", "gold reward", 2, interval=True),
-    Column("proxy_reward", "proxy reward", 2),
+    Column("proxy_reward", "proxy reward", 2, interval=True),
     Column("kl", "KL (nats)", 1),
     Column("win_rate", "win rate", 0, interval=True, percent=True),
     Column("win_rate_length_controlled", "win rate (LC)", 0, interval=True, percent=True),
@@ -51,6 +51,10 @@ POLICY_COLUMNS = (
     Column("distinct_2", "distinct-2", 2),
     Column("perplexity_reference", "perplexity", 1),
     Column("eos_rate", "EOS rate", 0, percent=True),
+    Column("pair_margin", "pair margin (nats)", 1),
+    Column("implicit_margin", "gained", 1, interval=True),
+    Column("implicit_accuracy", "pairs moved right", 0, interval=True, percent=True),
+    Column("chosen_perplexity", "perplexity of chosen", 1),
 )
 REWARD_COLUMNS = (
     Column("accuracy", "accuracy", 1, interval=True, percent=True),
@@ -74,6 +78,10 @@ POLICY_CSV = (
     *("response_length", "distinct_2", "perplexity_reference", "eos_rate", "seeds"),
     *("proxy_reward_low", "proxy_reward_high", "kl_low", "kl_high", "win_rate_low", "win_rate_high"),
     *("distinct_1", "repetition_rate", "entropy", "num_prompts"),
+    *("pair_margin", "pair_margin_low", "pair_margin_high", "pair_accuracy"),
+    *("implicit_margin", "implicit_margin_low", "implicit_margin_high"),
+    *("implicit_accuracy", "implicit_accuracy_low", "implicit_accuracy_high"),
+    *("chosen_perplexity", "rejected_perplexity", "num_pairs"),
 )
 REWARD_CSV = (
     *("accuracy", "accuracy_low", "accuracy_high", "margin", "margin_low", "margin_high"),
