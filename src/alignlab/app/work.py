@@ -5,6 +5,7 @@ target; returns the metrics that go into run.json. All heavy imports are inside 
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,8 @@ def train(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
 def finish(cfg: DictConfig, folder: Path, method: Any, data: Any, trainer: Any, loggers: list[Any]) -> Metrics:
     """After the last step: choose the weights, test them, write what others load."""
     from alignlab.app.loggers import close
-    from alignlab.methods.checkpoint import BEST, load_trained_state, read_checkpoint
+    from alignlab.methods.census import counted
+    from alignlab.methods.checkpoint import BEST, Checkpointer, load_trained_state, read_checkpoint
 
     best = folder / "checkpoints" / BEST
     if cfg.task.export == "best" and best.exists():
@@ -90,8 +92,11 @@ def finish(cfg: DictConfig, folder: Path, method: Any, data: Any, trainer: Any, 
     metrics: Metrics = dict(getattr(method, "test_metrics", {}))
     if world_of(data) is not None and cfg.task.exact_points > 0:
         metrics |= {f"exact/{name}": value for name, value in make_monitor(method, data)().items()}
+    if (step := next(each.best_step for each in trainer.callbacks if isinstance(each, Checkpointer))) > 0:
+        metrics["train/best_step"] = float(step)
     metrics["train/steps"] = float(method.completed_steps)
     metrics["tokens"] = float(method.total_tokens())
+    metrics |= counted(method)
     if trainer.is_global_zero:
         loggers[0].write_csv()
         close(loggers[1:])
@@ -145,6 +150,18 @@ def _saved(folder: Path, result: Any) -> Metrics:
     return {f"test/{name}": value for name, value in result.metrics.items()}
 
 
+def with_checkpoint(load: Callable[[], Any], of: Path, which: str | int | None, role: str) -> Any:
+    """A run's policy or reward model as it was handed on, or (`which`) as one of its checkpoints has it."""
+    from alignlab.methods.kept import put_into, read_kept
+
+    if which is None:
+        return load()
+    weights = read_kept(of, which)  # before the model is loaded: a name that is not there is refused at once
+    model = load()
+    put_into(model, weights, prefix=role)
+    return model
+
+
 def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
     from hydra.utils import instantiate
 
@@ -152,12 +169,12 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
     from alignlab.models.reference import FrozenCopy
     from alignlab.models.saving import load_policy
     from alignlab.rollout.rewards.model import ModelReward
-    from alignlab.rows import PromptRow
+    from alignlab.rows import PromptRow, SFTRow
 
     e, device = cfg.evaluation, device_of(cfg)
     quality = instantiate(e.quality)  # before any model: a threshold that cannot be is refused at once
-    policy = load_policy(of).to(device)
-    data = _data_of(cfg, trained, policy, PromptRow)
+    policy = with_checkpoint(lambda: load_policy(of), of, e.checkpoint, "policy").to(device)
+    data = _data_of(cfg, trained, policy, SFTRow if e.rouge else PromptRow)
     if e.reference == "self":
         start = policy
     elif e.reference is not None:
@@ -171,6 +188,7 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
         prompts=data.prompt_batches("test", limit=e.num_prompts, batch_size=e.batch_size),
         gold=data.gold,
         proxy=ModelReward(e.proxy).to(device) if e.proxy else None,
+        targets=data.replies("test", limit=e.num_prompts) if e.rouge else None,
         max_new_tokens=e.max_new_tokens or data.max_new_tokens,
         temperature=e.temperature,
         seed=e.seed,
@@ -183,7 +201,9 @@ def _evaluate_reward_model(cfg: DictConfig, trained: DictConfig, of: Path) -> An
     from alignlab.models.saving import load_reward_model
     from alignlab.rows import PreferenceRow
 
-    model = load_reward_model(of).to(device_of(cfg))
+    which = cfg.evaluation.checkpoint
+    load = partial(load_reward_model, of, merge=which is None)
+    model = with_checkpoint(load, of, which, "reward_model").to(device_of(cfg))
     data = _data_of(cfg, trained, model, PreferenceRow)
     return evaluate_reward_model(model, data.batches("test"), facts=data.test_rows.pair_facts())
 
@@ -209,7 +229,15 @@ def table(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     if not runs:
         raise ConfigError("task=table: there are no needs; a table collects the runs that `needs` names")
     task = cfg.task
-    return build_report(folder, runs, title=task.title, next_commands=list(task.next_commands), baseline=task.baseline)
+    return build_report(
+        folder,
+        runs,
+        title=task.title,
+        next_commands=list(task.next_commands),
+        baseline=task.baseline,
+        ordering=list(task.ordering),
+        ordering_by=task.ordering_by,
+    )
 
 
 # -- study ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch import Tensor
 from alignlab.batches import PromptBatch, Rollout, Sequences
 from alignlab.errors import ConfigError, DataError
 from alignlab.evaluate.quality import PROBLEMS, QualityFilter
-from alignlab.evaluate.text_metrics import rouge_l, variety
+from alignlab.evaluate.text_metrics import rouge, variety
 from alignlab.models.backbone import evaluating
 from alignlab.rollout.generate import generate
 from alignlab.rows import Prompt
@@ -109,7 +109,7 @@ def evaluate_policy(
     `quality` accepts; Wilson interval over prompts), problem_<name> (share of replies with that problem), num_prompts,
     num_samples; with `baseline` (the samples of another evaluation) and `gold`:
     win_rate (Wilson interval, ties half) and gold_gain (paired bootstrap) on the prompts both have; with `targets`
-    (a wanted reply per prompt, in the prompts' order): rouge_l.
+    (a wanted reply per prompt, in the prompts' order): rouge_1, rouge_2 and rouge_l (t intervals over prompts).
 
     Raises:
         ConfigError: a temperature that is not positive, or samples_per_prompt below 1.
@@ -142,7 +142,8 @@ def evaluate_policy(
     if baseline is not None and gold is not None:
         metrics |= _against_baseline(tally.samples, baseline, seed=seed)
     if targets is not None:
-        _add_interval(metrics, "rouge_l", _rouge(tally, targets))
+        for name, scores in _rouge(tally, targets).items():
+            _add_interval(metrics, name, mean_interval(scores))
     return PolicyEvaluation(
         metrics,
         tally.samples,
@@ -241,12 +242,13 @@ def _against_baseline(
     return metrics
 
 
-def _rouge(tally: _Tally, targets: Sequence[str]) -> Interval:
+def _rouge(tally: _Tally, targets: Sequence[str]) -> dict[str, list[float]]:
+    """The three kinds of ROUGE, per prompt."""
     if len(targets) != tally.prompt_of[-1] + 1:
         raise DataError(f"evaluation: {len(targets)} targets for {tally.prompt_of[-1] + 1} prompts; one each is needed")
     wanted = [targets[prompt] for prompt in tally.prompt_of]
-    scores = rouge_l([sample["response"] for sample in tally.samples], wanted)
-    return mean_interval(_per_prompt(tally, scores))
+    scores = rouge([sample["response"] for sample in tally.samples], wanted)
+    return {name: _per_prompt(tally, found) for name, found in scores.items()}
 
 
 def _per_prompt(tally: _Tally, values: Sequence[float]) -> list[float]:

@@ -19,7 +19,7 @@ RUN_KEY = re.compile(r"-[0-9a-f]{6,}(?=/|$)")
 """The key at the end of a run folder's name: parents of other seeds differ by it alone."""
 
 WITH_INTERVAL = (
-    *("gold_reward", "proxy_reward", "kl", "win_rate", "accuracy", "margin"),
+    *("gold_reward", "proxy_reward", "kl", "win_rate", "accuracy", "margin", "rouge_1", "rouge_2", "rouge_l"),
     *(f"{EXACT}{name}" for name in ("share", "regret", "reward", "kl", "ipo_share", "likelihood_gap")),
 )
 """Figures that carry `_low` and `_high`."""
