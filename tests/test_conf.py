@@ -15,6 +15,7 @@ GROUPS = ("model", "adapter", "data", "hardware", "logger", "method", "method/lo
 NEEDS = {
     "model=pretrained": ["model.init_from=folder"],
     "model=random_gpt2": ["model.tokenizer=folder"],
+    "model=random_gpt_neo": ["model.tokenizer=folder"],
     "model=distilbert": ["model.tokenizer=folder", "method=reward"],
     "model=deberta": ["model.tokenizer=folder", "method=reward"],
     **{

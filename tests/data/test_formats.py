@@ -70,6 +70,19 @@ def test_alpaca_leaves_the_input_part_out_where_it_is_empty():
     assert alpaca.instruction(row, as_messages=True).prompt[0]["content"] == "Sort {these}\n\nb a"
 
 
+def test_pairs_of_outputs_are_asked_in_alpacas_words_whatever_their_fields_are_called():
+    row = {"instruction": "Sort {these}", "input": "b a", "output": "a b", "chosen": "a b", "rejected": "b a"}
+    for as_messages in (False, True):
+        pair = alpaca.preference(row, as_messages=as_messages)
+        assert pair.prompt == alpaca.instruction(row, as_messages=as_messages).prompt
+        assert (pair.chosen, pair.rejected) == ("a b", "b a")
+    named = {"instruction": "prompt", "input": None, "chosen": "accepted", "rejected": "rejected"}
+    pair = alpaca.preference({"prompt": "Sort {these}", "accepted": "x", "rejected": "y"}, **named)
+    assert pair.prompt == alpaca.instruction({**row, "input": ""}).prompt and pair.chosen == "x"
+    with pytest.raises(DataError, match="field 'chosen': missing"):
+        alpaca.preference({"instruction": "a", "input": "", "accepted": "x", "rejected": "y"})
+
+
 def test_reviews_are_learnt_whole_or_continued():
     record = {"text": "A fine film about ducks.", "label": 1}
     assert labelled.review(record) == SFTRow("", record["text"])

@@ -36,6 +36,8 @@ CHANGES = ("policy_loss", "value_loss", "entropy", "score", "kl", "explained_var
 
 def phase_blocks(rows: Sequence[Row], out: Path) -> list[Block]:
     """The tables phases, changes and checkpoints, each where there is something to say."""
+    first = {_training_of(row.records[0]).folder: row.label for row in reversed(rows)}  # two rows may be of one run
+    rows = [row for row in rows if first[_training_of(row.records[0]).folder] == row.label]
     phases = [line for row in rows if (line := phase_line(row)) is not None]
     changes = [line for row in rows for line in change_lines(row)]
     checkpoints = [line for row in rows for line in checkpoint_lines(row)]

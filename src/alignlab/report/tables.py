@@ -52,6 +52,7 @@ POLICY_COLUMNS = (
     Column("distinct_2", "distinct-2", 2),
     Column("perplexity_reference", "perplexity", 1),
     Column("eos_rate", "EOS rate", 0, percent=True),
+    Column("quality_rate", "quality", 0, percent=True),
     *(Column(f"rouge_{kind}", f"ROUGE-{kind.upper()}", 3) for kind in "12l"),
 )
 REWARD_COLUMNS = (
@@ -163,7 +164,7 @@ def to_csv(rows: Sequence[Row], names: Sequence[str], *, first: str) -> str:
 
 def to_json(csv_text: str) -> str:
     """A CSV of ours as a JSON list of objects: numbers as numbers, null for an empty cell and what is not finite."""
-    head, *lines = [*csv.reader(io.StringIO(csv_text))] or [[]]  # a table without columns has no line at all
+    head, *lines = csv.reader(io.StringIO(csv_text))
     rows = [{name: cell if name == head[0] else _read_cell(cell) for name, cell in zip(head, line)} for line in lines]
     return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
