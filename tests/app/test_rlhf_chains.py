@@ -140,3 +140,15 @@ def test_full_size_and_small_scale_plan_the_same_stages(name: str, count: int, s
     assert len(stages) == count
     small = [any("/small" in word for word in stage.overrides) for stage in stages]
     assert all(small) if scale else not any(small)
+
+
+@pytest.mark.parametrize(
+    ("claim", "fault"),
+    [
+        ("[poo,sft]", "task.ordering: poo is none of the needs; did you mean ppo?"),
+        ("[ppo]", "task.ordering: an ordering needs two names or more, the best first"),
+    ],
+)
+def test_a_claim_about_nothing_is_refused_before_anything_is_built(claim: str, fault: str):
+    planner = Planner(roots())
+    assert preflight(planner, [planner.target(["experiments=gpt2_rlhf", f"task.ordering={claim}"])]) == [fault]
