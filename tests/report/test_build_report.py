@@ -71,7 +71,7 @@ def test_no_file_holds_a_nan(report):
 def test_the_markdown_table_shows_means_with_their_intervals(report):
     lines = (report[0] / "report" / "tables" / "summary.md").read_text().splitlines()
     cells = [cell.strip() for cell in lines[5].strip("|").split("|")]
-    assert cells[:6] == ["ppo", "ppo", "7.10 [6.78, 7.42]", "2.00", "10.0", "100% [91, 100]"]
+    assert cells[:6] == ["ppo", "ppo", "7.10 [6.78, 7.42]", "2.00 [1.90, 2.10]", "10.0", "100% [91, 100]"]
     assert len({line.count("|") for line in lines[:7]}) == 1
     assert len({len(line) for line in lines[:7]}) == 1  # it lines up as plain text too
 

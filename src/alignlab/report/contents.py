@@ -136,7 +136,7 @@ def policy_note(rows: Sequence[Row], *, baseline: str | None) -> str:
     number = " to ".join(str(each) for each in dict.fromkeys([*counts[:1], *counts[-1:]])) or "the"
     parts = [f"Means over {number} held-out prompts ({_sampling(rows)}); brackets: 95% interval"]
     if any(row.num_seeds == 1 for row in rows):
-        parts.append("gold reward: Student t over prompts")
+        parts.append("rewards: Student t over prompts")
         if any("win_rate" in row.values for row in rows):
             parts.append("win rate: Wilson over prompts")
     if any(row.num_seeds > 1 for row in rows):

@@ -42,7 +42,7 @@ def phase_blocks(rows: Sequence[Row], out: Path) -> list[Block]:
     changes = [line for row in rows for line in change_lines(row)]
     checkpoints = [line for row in rows for line in checkpoint_lines(row)]
     return [
-        *_table("phases", phases, PHASE_NOTE, out, heading="Phases"),
+        *_table("phases", _used(phases), PHASE_NOTE, out, heading="Phases"),
         *_table("changes", changes, CHANGE_NOTE, out, heading="From the start of training to its end"),
         *_table("checkpoints", _filled(checkpoints), CHECKPOINT_NOTE, out, heading="Checkpoints"),
     ]
@@ -139,6 +139,11 @@ def _filled(lines: Sequence[Mapping[str, Cell]]) -> list[dict[str, Cell]]:
     """The same columns in every line, in the order in which they come up."""
     names = list(dict.fromkeys(name for line in lines for name in line))
     return [{name: line.get(name) for name in names} for line in lines]
+
+
+def _used(lines: Sequence[Mapping[str, Cell]]) -> list[dict[str, Cell]]:
+    """The lines without the columns that none of them has a value for."""
+    return [{name: line[name] for name in line if any(each[name] is not None for each in lines)} for line in lines]
 
 
 def _table(name: str, lines: Sequence[Mapping[str, Cell]], note: str, out: Path, *, heading: str) -> list[Block]:

@@ -45,7 +45,7 @@ class TextTable(NamedTuple):
 
 POLICY_COLUMNS = (
     Column("gold_reward", "gold reward", 2, interval=True),
-    Column("proxy_reward", "proxy reward", 2),
+    Column("proxy_reward", "proxy reward", 2, interval=True),
     Column("kl", "KL (nats)", 1),
     Column("win_rate", "win rate", 0, interval=True, percent=True),
     Column("response_length", "length", 1),
