@@ -123,7 +123,7 @@ def test_any_kept_checkpoint_can_be_evaluated(runs, data: Path, capsys: pytest.C
     ppo = ["experiments=hh_ppo/small/ppo", "method.max_steps=10", f"paths.data={data}", f"paths.runs={folder}"]
     evaluation = [*ppo, "hardware.progress=false", "task=evaluate"]
     assert main([*evaluation, "evaluation.checkpoint=1"]) == 0
-    assert main([*evaluation, "evaluation.checkpoint=77"]) == 1
+    assert main([*evaluation, "evaluation.checkpoint=77"]) == 2
     assert "evaluation.checkpoint=77" in capsys.readouterr().err
     reward = ["experiments=hh_ppo/small/reward", f"paths.data={data}", f"paths.runs={folder}"]
     assert main([*reward, "task=evaluate", "evaluation.checkpoint=last", "hardware.progress=false"]) == 0

@@ -53,6 +53,7 @@ def test_a_policy_goes_back_to_a_kept_step(adapter, fit_and_keep, tmp_path: Path
     method = make_method("ppo", adapter=adapter) if adapter else make_method("ppo")
     seen = fit_and_keep(method, most=9)
     save_policy(method.policy, tmp_path)
+    (tmp_path / "run.json").write_text("{}")
     policy = load_policy(tmp_path)
     put_into(policy, read_kept(tmp_path, 2), prefix="policy")
     own = {f"policy.{name}": value for name, value in policy.named_parameters()}
@@ -65,6 +66,7 @@ def test_a_reward_model_with_an_adapter_goes_back_too(fit_and_keep, tmp_path: Pa
     method = make_method("reward", adapter=lora())
     seen = fit_and_keep(method, most=9)
     save_reward_model(method.reward_model, tmp_path)
+    (tmp_path / "run.json").write_text("{}")
     model = load_reward_model(tmp_path, merge=False)
     put_into(model, read_kept(tmp_path, 2), prefix="reward_model")
     own = {f"reward_model.{name}": value for name, value in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Alpaca instructions (Taori et al. 2023): instruction, input (may be empty), output; or two outputs, one the better."""
+"""Alpaca instructions (Taori et al. 2023): instruction, input (may be empty), output; or a better and a worse one."""
 
 from collections.abc import Sequence
 
