@@ -19,6 +19,7 @@ NEEDS = {
     "model=pretrained": ["model.init_from=folder"],
     "model=random_gpt2": ["model.tokenizer=folder"],
     "model=random_qwen2": ["model.tokenizer=folder"],
+    "model=random_gpt_neo": ["model.tokenizer=folder"],
     "model=distilbert": ["model.tokenizer=folder", "method=reward"],
     "model=deberta": ["model.tokenizer=folder", "method=reward"],
     **{

@@ -98,6 +98,20 @@ def test_prompts_to_sample_from_are_those_of_any_row_type_each_once():
     assert sum(len(batch.rows) for batch in everything) == 6  # the repeated prompt once
 
 
+def test_the_replies_of_the_data_stand_in_the_order_of_the_prompts():
+    rows = [SFTRow("a:", " one"), SFTRow("b:", " two"), SFTRow("a:", " three"), SFTRow("c:", " four five six")]
+    data = module(Rows([], test=rows), SFTRow, max_length=8, max_prompt_length=4)
+    prompts = [prompt for batch in data.prompt_batches("test") for prompt in batch.prompts]
+    assert prompts == ["a:", "b:", "c:"]
+    replies = data.replies("test")
+    assert replies[:2] == [" one", " two"], "the first of two replies to a prompt; no end token"
+    assert " four five six".startswith(replies[2]) and len(replies[2]) < 14, "cut where the row was"
+    assert data.replies("test", limit=2) == replies[:2]
+    assert module(Rows([], test=pairs(3))).replies("test") == [" h", " h h", " h h h"], "of a pair the chosen one"
+    with pytest.raises(DataError, match="prompts alone"):
+        module(Rows([], test=rows), PromptRow).replies("test")
+
+
 def test_each_epoch_sees_every_row_once_in_another_order():
     data = module(Rows(pairs(10)))
     assert data.steps_per_epoch == 3 and data.num_train == 10

@@ -201,7 +201,8 @@ def test_targets_give_rouge_and_their_number_is_checked(policy, evaluation):
     wanted = [sample["response"] for sample in evaluation.samples]
     metrics = evaluate_policy(policy, reference=None, prompts=batches(), targets=wanted, **SETTINGS).metrics
     worded = [any(letter.isalnum() for letter in text) for text in wanted]
-    assert metrics["rouge_l"] == pytest.approx(sum(worded) / 5)
+    assert metrics["rouge_l"] == metrics["rouge_1"] == pytest.approx(sum(worded) / 5)
+    assert metrics["rouge_l_low"] <= metrics["rouge_l"] <= metrics["rouge_l_high"]
     with pytest.raises(DataError, match="2 targets for 5 prompts"):
         evaluate_policy(policy, reference=None, prompts=batches(), targets=["a", "b"], **SETTINGS)
 

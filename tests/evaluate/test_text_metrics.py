@@ -3,7 +3,7 @@
 import pytest
 
 from alignlab.errors import DataError
-from alignlab.evaluate.text_metrics import distinct_n, ngrams, repetition_rate, rouge_l, words
+from alignlab.evaluate.text_metrics import distinct_n, ngrams, repetition_rate, rouge, words
 
 
 def test_words_are_lower_case_and_punctuation_stands_alone():
@@ -33,8 +33,16 @@ def test_repetition_rate_is_zero_without_repeats_and_high_in_a_loop():
     assert repetition_rate(["ha ha ha ha ha ha ha ha", "short"]) == pytest.approx(0.4)  # averaged over texts
 
 
-def test_rouge_l_of_a_known_pair():
-    # longest common subsequence "the cat mat": 3 of 3 words, of 4 words -> F1 = 2 * 1 * 0.75 / 1.75
-    assert rouge_l(["the cat mat"], ["the cat on mat"]) == [pytest.approx(6 / 7)]
+def test_rouge_of_a_known_pair():
+    # "mat the cat" against "the cat on mat": 3 of 3 words are among the 4 -> F1 = 2 * 1 * 0.75 / 1.75;
+    # of the pairs "mat the", "the cat" one of the other's three -> 2 * 1/2 * 1/3 / (5/6);
+    # longest common subsequence "the cat": 2 of 3 and 2 of 4 words -> 2 * 2/3 * 1/2 / (7/6)
+    scores = rouge(["mat the cat"], ["the cat on mat"])
+    assert scores == {
+        "rouge_1": [pytest.approx(6 / 7)],
+        "rouge_2": [pytest.approx(2 / 5)],
+        "rouge_l": [pytest.approx(4 / 7)],
+    }
+    assert rouge(["cats"], ["cat"])["rouge_1"] == [1.0]  # stemmed
     with pytest.raises(DataError, match="1 responses, 2 targets"):
-        rouge_l(["a"], ["a", "b"])
+        rouge(["a"], ["a", "b"])

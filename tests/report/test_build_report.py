@@ -37,7 +37,7 @@ def read_csv(path):
 def test_every_file_of_a_report_is_written(report):
     folder, _ = report
     found = {path.relative_to(folder / "report").as_posix() for path in folder.rglob("*") if path.is_file()}
-    tables = {f"tables/{name}.{end}" for name in ("summary", "reward") for end in ("csv", "md", "tex")}
+    tables = {f"tables/{name}.{end}" for name in ("summary", "reward") for end in ("csv", "json", "md", "tex")}
     figures = {f"figures/{name}.png" for name in ("frontier", "curves", "lengths", "reward_model")}
     assert found == tables | figures | {"report.md", "report.html", "report.json"}
 

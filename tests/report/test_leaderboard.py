@@ -59,7 +59,9 @@ def cells_of(line):
 def test_every_file_of_an_exact_report_is_written(report):
     folder, _ = report
     found = {path.relative_to(folder / "report").as_posix() for path in folder.rglob("*") if path.is_file()}
-    tables = {f"tables/{name}.{end}" for name in ("summary", "leaderboard") for end in ("csv", "md", "tex")}
+    tables = {
+        f"tables/{name}.{end}" for name in ("summary", "leaderboard", "phases") for end in ("csv", "json", "md", "tex")
+    }
     figures = {"figures/leaderboard.png", "figures/exact_frontier.png"}
     assert found == tables | figures | {"report.md", "report.html", "report.json"}
 

@@ -67,7 +67,9 @@ def printed(folder, width=80):
 
 def test_every_file_of_a_study_is_written(study):
     found = {path.relative_to(study / "report").as_posix() for path in study.rglob("*") if path.is_file()}
-    tables = {f"tables/{name}.{end}" for name in ("optima", "long_one", "broken") for end in ("csv", "md", "tex")}
+    tables = {
+        f"tables/{name}.{end}" for name in ("optima", "long_one", "broken") for end in ("csv", "json", "md", "tex")
+    }
     figures = {f"figures/{name}.{end}" for name in ("optima", "alone") for end in ("png", "csv")}
     assert found == tables | figures | {"report.md", "report.html", "report.json"}
 

@@ -103,7 +103,7 @@ def test_several_swept_settings_have_a_figure_each(tmp_path):
     ]
     build_report(tmp_path / "table", {"dpo": runs}, title="t", next_commands=[], baseline=None)
     found = {path.name for path in (tmp_path / "table" / "report").rglob("curve*")}
-    assert found == {f"curve-{name}.{end}" for name in ("lr", "beta") for end in ("csv", "md", "tex", "png")}
+    assert found == {f"curve-{name}.{end}" for name in ("lr", "beta") for end in ("csv", "json", "md", "tex", "png")}
 
 
 @pytest.fixture

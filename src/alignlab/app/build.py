@@ -93,6 +93,7 @@ def _make(target: Target, launch: str, was: dict[str, Any]) -> Path:
     runfolder.write(folder, {**head, "status": "running"})
     cfg = _freeze(target, folder)
     started = time.monotonic()
+    record.reset_peak_memory()
 
     def close(status: str, **more: Any) -> None:
         wall = round(was.get("wall_seconds", 0.0) + time.monotonic() - started, 3)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from alignlab.methods.base import Method
 
-SAMPLE_METRICS = ("gold_reward", "proxy_reward", "kl", "response_length", "eos_rate", "distinct_2")
+SAMPLE_METRICS = ("gold_reward", "proxy_reward", "kl", "response_length", "eos_rate", "distinct_2", "quality_rate")
 LINES_WITHOUT_TERMINAL = 4
 
 

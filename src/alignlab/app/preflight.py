@@ -45,12 +45,21 @@ def target_faults(planner: Planner, target: Target) -> list[str]:
     for name in (target.content.get("task") or {}).get("source") or []:
         if planner.sources.tree(name) is None:
             found.append(f"task.source: there is no module {name}")
+    found += _claimed(target)
     checked = dict(target.plain.node)
     if target.kind != "evaluate":
         checked.pop("evaluation", None)
     if target.kind in ("table", "study", "sample"):
         checked = {key: checked.get(key) for key in ("task", "hardware", "logger")}
     return found + _walk(planner, checked, "")
+
+
+def _claimed(target: Target) -> list[str]:
+    """Faults of a table's claim: found now, not when everything it collects has been built."""
+    names = list((target.content.get("task") or {}).get("ordering") or [])
+    strange = [name for name in names if str(name).split(" ")[0] not in target.needs]  # `ppo beta=0.1` is a row of ppo
+    found = [f"task.ordering: {name} is none of the needs{hint(str(name), list(target.needs))}" for name in strange]
+    return found + (["task.ordering: an ordering needs two names or more, the best first"] if len(names) == 1 else [])
 
 
 def allowed(sources: Sources, roots: Roots, dotted: str) -> bool:

@@ -54,8 +54,24 @@ def git_sha(folder: Path = PACKAGE) -> str | None:
         return None
 
 
+def reset_peak_memory() -> None:
+    """Count the largest memory of this process, and of the GPU, from now on.
+
+    Linux alone can: elsewhere `rss` stays the largest since the process began. What an earlier run of the process left
+    allocated counts on.
+    """
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # proc(5): resets the high-water mark of the resident set
+    except OSError:
+        pass
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_mb() -> dict[str, int]:
-    """Largest memory so far of this process, of the largest finished child, and of the GPU if one was used, in MB."""
+    """Largest memory since the last reset of this process, of its largest child, and of a GPU that was used, in MB."""
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, kilobytes elsewhere
     kinds = {"rss": resource.RUSAGE_SELF, "child_rss": resource.RUSAGE_CHILDREN}
     peak = {name: resource.getrusage(who).ru_maxrss * unit // 2**20 for name, who in kinds.items()}

@@ -168,6 +168,7 @@ def make_trainer(
 
     from alignlab.app.callbacks import ExactFigures, Progress, Samples
     from alignlab.methods.checkpoint import Checkpointer
+    from alignlab.methods.kept import KeepWeights
     from alignlab.methods.strategy import make_strategy
 
     start = state["step"] if state is not None else 0
@@ -182,6 +183,8 @@ def make_trainer(
     if world_of(data) is not None and cfg.task.exact_points > 0:
         points = -(-method.total_steps // cfg.task.exact_points)
         callbacks.append(ExactFigures(make_monitor(method, data), every=points, start=start))
+    if cfg.task.keep:
+        callbacks.append(KeepWeights(folder / "checkpoints", most=cfg.task.keep))
     callbacks.append(
         Checkpointer(
             folder / "checkpoints",

@@ -8,16 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from alignlab.app.evaluating import evaluate, write_evaluation
 from alignlab.app.made import make
 from alignlab.app.sample import sample
 from alignlab.app.training import (
     Metrics,
     card_of,
     check_hardware,
-    data_for,
-    device_of,
     load_model,
     make_data,
     make_monitor,
@@ -77,7 +76,8 @@ def train(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
 def finish(cfg: DictConfig, folder: Path, method: Any, data: Any, trainer: Any, loggers: list[Any]) -> Metrics:
     """After the last step: choose the weights, test them, write what others load."""
     from alignlab.app.loggers import close
-    from alignlab.methods.checkpoint import BEST, load_trained_state, read_checkpoint
+    from alignlab.methods.census import counted
+    from alignlab.methods.checkpoint import BEST, Checkpointer, load_trained_state, read_checkpoint
 
     best = folder / "checkpoints" / BEST
     if cfg.task.export == "best" and best.exists():
@@ -91,8 +91,11 @@ def finish(cfg: DictConfig, folder: Path, method: Any, data: Any, trainer: Any, 
     metrics: Metrics = dict(getattr(method, "test_metrics", {}))
     if world_of(data) is not None and cfg.task.exact_points > 0:
         metrics |= {f"exact/{name}": value for name, value in make_monitor(method, data)().items()}
+    if (step := next(each.best_step for each in trainer.callbacks if isinstance(each, Checkpointer))) > 0:
+        metrics["train/best_step"] = float(step)
     metrics["train/steps"] = float(method.completed_steps)
     metrics["tokens"] = float(method.total_tokens())
+    metrics |= counted(method)
     if trainer.is_global_zero:
         loggers[0].write_csv()
         close(loggers[1:])
@@ -111,112 +114,12 @@ def export(cfg: DictConfig, folder: Path, method: Any, data: Any, metrics: Metri
         if not data.test_rows:
             return {}
         facts = data.test_rows.pair_facts()
-        return _saved(folder, evaluate_reward_model(method.reward_model, data.batches("test"), facts=facts))
+        return write_evaluation(folder, evaluate_reward_model(method.reward_model, data.batches("test"), facts=facts))
     save_policy(method.policy, folder, card=card_of(cfg, folder, method, metrics))
     if cfg.task.samples.final_prompts == 0:
         return {}
     result = make_sampler(cfg, method, data, "test", cfg.task.samples.final_prompts)()
-    return {} if result is None else _saved(folder, result)
-
-
-# -- evaluate ---------------------------------------------------------------------------------------------------
-def evaluate(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
-    """Measure the run that the target is an evaluation of, on its own test split or that of `evaluation.data`."""
-    from hydra.utils import get_class
-
-    from alignlab.report.reward import build_reward_report
-
-    of: Path = target.needs["of"][0].folder
-    trained = OmegaConf.load(of / "config.yaml")
-    assert isinstance(trained, DictConfig)
-    method_class: Any = get_class(trained.method._target_)
-    if method_class.produces == "reward_model":
-        metrics = _saved(folder, _evaluate_reward_model(cfg, trained, of))
-        build_reward_report(folder, of.name)
-        return metrics
-    return _saved(folder, _evaluate_policy(cfg, trained, of, folder))
-
-
-def _saved(folder: Path, result: Any) -> Metrics:
-    """Write an evaluation into a run folder; its metrics as run.json has them."""
-    from alignlab.evaluate.policy import PolicyEvaluation
-    from alignlab.evaluate.saving import save_evaluation
-
-    save_evaluation(folder, "policy" if isinstance(result, PolicyEvaluation) else "reward", result)
-    return {f"test/{name}": value for name, value in result.metrics.items()}
-
-
-def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path, folder: Path) -> Any:
-    from alignlab.app.comparing import make_contest
-    from alignlab.evaluate.policy import evaluate_policy
-    from alignlab.evaluate.preference import evaluate_pairs
-    from alignlab.models.reference import FrozenCopy
-    from alignlab.models.saving import load_policy
-    from alignlab.rollout.rewards.model import ModelReward
-    from alignlab.rows import PreferenceRow, PromptRow
-
-    e, device = cfg.evaluation, device_of(cfg)
-    quality = make(e.quality, "evaluation.quality")  # before any model: a threshold that cannot be is refused at once
-    contest = make_contest(cfg, trained, folder)  # and so is an opponent or a judge that cannot be
-    policy = load_policy(of).to(device)
-    data = _data_of(cfg, trained, policy, PromptRow)
-    if e.reference == "self":
-        start = policy
-    elif e.reference is not None:
-        start = load_policy(Path(e.reference))
-    else:  # what the run started from; random weights are no reference
-        start = make(trained.model, "model")(seed=trained.seed).load_policy() if trained.model.init_from else None
-    reference = None if start is None else FrozenCopy(start).to(device)
-    result = evaluate_policy(
-        policy,
-        reference=reference,
-        prompts=data.prompt_batches("test", limit=e.num_prompts, batch_size=e.batch_size),
-        gold=data.gold,
-        proxy=ModelReward(e.proxy).to(device) if e.proxy else None,
-        max_new_tokens=e.max_new_tokens or data.max_new_tokens,
-        temperature=e.temperature,
-        seed=e.seed,
-        quality=quality,
-    )
-    result.metrics.update(_heldout_perplexity(cfg, trained, policy, reference))
-    if e.num_pairs:
-        pairs = _data_of(cfg, trained, policy, PreferenceRow).batches("test", limit=e.num_pairs)
-        result.metrics.update(evaluate_pairs(policy, reference=reference, batches=pairs))
-    if contest is not None:
-        result.metrics.update(contest.judged(result).metrics)
-    return result
-
-
-def _heldout_perplexity(cfg: DictConfig, trained: DictConfig, policy: Any, reference: Any) -> Metrics:
-    """Perplexity of the test rows' own responses; nothing where they have none, or their text is no language."""
-    from alignlab.data.responses import has_rows
-    from alignlab.evaluate.perplexity import heldout_perplexity
-    from alignlab.rows import SFTRow
-
-    node = (cfg.evaluation.data or trained.data).copy()
-    node.on_bad_row = "skip"  # a row that prompts can be taken from need not be one that has a usable response
-    data = data_for(node, policy, SFTRow, seed=trained.seed)
-    if world_of(data) is not None or not has_rows(data.source, SFTRow):
-        return {}
-    rows = (batch.sequences for batch in data.batches("test", limit=cfg.evaluation.num_prompts))
-    return heldout_perplexity(policy, rows, reference=reference)
-
-
-def _evaluate_reward_model(cfg: DictConfig, trained: DictConfig, of: Path) -> Any:
-    from alignlab.evaluate.reward import evaluate_reward_model
-    from alignlab.models.saving import load_reward_model
-    from alignlab.rows import PreferenceRow
-
-    model = load_reward_model(of).to(device_of(cfg))
-    data = _data_of(cfg, trained, model, PreferenceRow)
-    return evaluate_reward_model(model, data.batches("test"), facts=data.test_rows.pair_facts())
-
-
-def _data_of(cfg: DictConfig, trained: DictConfig, model: Any, row_type: type) -> Any:
-    """What a finished model is measured on: `evaluation.data`, else the data of its run; read for the model."""
-    data = data_for(cfg.evaluation.data or trained.data, model, row_type, seed=trained.seed)
-    data.prepare()
-    return data
+    return {} if result is None else write_evaluation(folder, result)
 
 
 # -- table ------------------------------------------------------------------------------------------------------
@@ -228,7 +131,15 @@ def table(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     if not runs:
         raise ConfigError("task=table: there are no needs; a table collects the runs that `needs` names")
     task = cfg.task
-    return build_report(folder, runs, title=task.title, next_commands=list(task.next_commands), baseline=task.baseline)
+    return build_report(
+        folder,
+        runs,
+        title=task.title,
+        next_commands=list(task.next_commands),
+        baseline=task.baseline,
+        ordering=list(task.ordering),
+        ordering_by=task.ordering_by,
+    )
 
 
 # -- study ------------------------------------------------------------------------------------------------------

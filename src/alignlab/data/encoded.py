@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from alignlab.errors import DataError
-from alignlab.rows import PairFacts, PreferenceRow, Prompt, Row, UnpairedRow
+from alignlab.rows import PairFacts, PreferenceRow, Prompt, PromptRow, Row, UnpairedRow
 
 _CERTAIN = {"preference": 1.0, "weight": 1.0}
 """What a label says where a row says nothing: a column of these alone is not kept."""
@@ -96,6 +97,22 @@ class EncodedRows:
         prompts, labels = tuple(self.prompts[i] for i in index), {name: x[index] for name, x in self.labels.items()}
         pairs = None if self.pairs is None else self.pairs.take(index)
         return EncodedRows(self.row_type, tables, prompts, self.groups[index], labels, self.max_length, pairs)
+
+    @property
+    def first_of_each_prompt(self) -> np.ndarray:
+        """Row numbers, each prompt once (its first row), in order."""
+        _, first = np.unique(self.groups, return_index=True)
+        return np.sort(first)
+
+    def replies(self, index: np.ndarray, tokenizer: Any) -> list[str]:
+        """The replies of some of the rows as text, of a pair the chosen one; cut where the row was, no end token.
+
+        DataError for rows of prompts alone.
+        """
+        if self.row_type is PromptRow:
+            raise DataError("rows of prompts alone have no replies; expected SFTRow, PreferenceRow or UnpairedRow")
+        found = [self.tables[0].row(i) for i in index.tolist()]
+        return [tokenizer.decode(ids[length:].tolist(), skip_special_tokens=True) for ids, length in found]
 
     def pair_facts(self) -> list[PairFacts]:
         """What an evaluation may ask about each pair, by row number. DataError where the rows are no pairs."""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -210,9 +209,13 @@ class DataModule(L.LightningDataModule):
         Each prompt once, though several pairs may share it (empty prompts are all kept). `rows` are row numbers.
         """
         rows = self.encoded(split)
-        _, first = np.unique(rows.groups, return_index=True)
-        for index in _chunks(np.sort(first)[:limit].tolist(), batch_size or self.eval_batch_size):
+        for index in _chunks(rows.first_of_each_prompt[:limit].tolist(), batch_size or self.eval_batch_size):
             yield prompt_batch(rows, index, pad_id=self.pad_id)
+
+    def replies(self, split: Split, *, limit: int | None = None) -> list[str]:
+        """What the data itself answers to the prompts of `prompt_batches`, in order; see `EncodedRows.replies`."""
+        rows = self.encoded(split)
+        return rows.replies(rows.first_of_each_prompt[:limit], self.tokenizer)
 
     @property
     def pad_id(self) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 from alignlab.batches import PromptBatch, Rollout, Sequences
 from alignlab.errors import ConfigError, DataError
 from alignlab.evaluate.quality import PROBLEMS, QualityFilter
-from alignlab.evaluate.text_metrics import rouge_l, variety
+from alignlab.evaluate.text_metrics import rouge, variety
 from alignlab.models.backbone import evaluating
 from alignlab.rollout.generate import generate
 from alignlab.rows import Prompt
@@ -106,8 +106,8 @@ def evaluate_policy(
     sampling temperature), entropy (nats per token), response_length (tokens), eos_rate, distinct_1,
     distinct_2, distinct_3, repetition_rate, self_bleu (of two replies or more), quality_rate (share of replies that
     `quality` accepts; Wilson interval over prompts), problem_<name> (share of replies with that problem), num_prompts,
-    num_samples; with `targets` (a wanted reply per prompt, in the prompts' order): rouge_l. How the replies fare
-    against others is the work of `comparison.compare`.
+    num_samples; with `targets` (a wanted reply per prompt, in the prompts' order): rouge_1, rouge_2 and rouge_l (t
+    intervals over prompts). How the replies fare against others is the work of `comparison.compare`.
 
     Raises:
         ConfigError: a temperature that is not positive, or samples_per_prompt below 1.
@@ -138,7 +138,8 @@ def evaluate_policy(
         raise DataError("evaluation: no prompts came; is the split empty, or evaluation.num_prompts 0?")
     metrics = _summary(tally, judges.quality, reference=reference is not None)
     if targets is not None:
-        _add_interval(metrics, "rouge_l", _rouge(tally, targets))
+        for name, scores in _rouge(tally, targets).items():
+            _add_interval(metrics, name, mean_interval(scores))
     return PolicyEvaluation(
         metrics,
         tally.samples,
@@ -224,12 +225,13 @@ def _summary(tally: _Tally, quality: QualityFilter, *, reference: bool) -> dict[
     return metrics
 
 
-def _rouge(tally: _Tally, targets: Sequence[str]) -> Interval:
+def _rouge(tally: _Tally, targets: Sequence[str]) -> dict[str, list[float]]:
+    """The three kinds of ROUGE, per prompt."""
     if len(targets) != tally.prompt_of[-1] + 1:
         raise DataError(f"evaluation: {len(targets)} targets for {tally.prompt_of[-1] + 1} prompts; one each is needed")
     wanted = [targets[prompt] for prompt in tally.prompt_of]
-    scores = rouge_l([sample["response"] for sample in tally.samples], wanted)
-    return mean_interval(_per_prompt(tally, scores))
+    scores = rouge([sample["response"] for sample in tally.samples], wanted)
+    return {name: _per_prompt(tally, found) for name, found in scores.items()}
 
 
 def _per_prompt(tally: _Tally, values: Sequence[float]) -> list[float]:

@@ -79,8 +79,10 @@ def variety(texts: Sequence[str]) -> dict[str, float]:
     return figures | ({"self_bleu": self_bleu(texts)} if len(texts) > 1 else {})
 
 
-def rouge_l(responses: Sequence[str], targets: Sequence[str]) -> list[float]:
-    """ROUGE-L F1 of each response against its target (Lin 2004), stemmed, in [0, 1].
+def rouge(responses: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
+    """rouge_1, rouge_2 and rouge_l: F1 of each response against its target (Lin 2004), stemmed, in [0, 1].
+
+    Of shared words, of shared pairs of neighbouring words, and of the longest common subsequence of words.
 
     Raises:
         DataError: the two are not of one length.
@@ -90,8 +92,10 @@ def rouge_l(responses: Sequence[str], targets: Sequence[str]) -> list[float]:
     from rouge_score.rouge_scorer import RougeScorer
 
     _forget_absl()
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    return [scorer.score(target, response)["rougeL"].fmeasure for response, target in zip(responses, targets)]
+    kinds = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
+    scorer = RougeScorer(list(kinds.values()), use_stemmer=True)
+    found = [scorer.score(target, response) for response, target in zip(responses, targets)]
+    return {name: [scores[kind].fmeasure for scores in found] for name, kind in kinds.items()}
 
 
 def _forget_absl() -> None:

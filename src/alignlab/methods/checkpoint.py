@@ -112,7 +112,12 @@ def trained_state(method: Method) -> dict[str, torch.Tensor]:
 
 def load_trained_state(method: Method, weights: dict[str, torch.Tensor]) -> None:
     """Copy `weights` into `method`; AlignlabError where a name or a shape does not fit."""
-    own = {**dict(method.named_parameters()), **dict(method.named_buffers())}
+    load_named(method, weights)
+
+
+def load_named(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Copy `weights` into the parameters and buffers of these names; AlignlabError where one does not fit."""
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
             had = tuple(own[name].shape) if name in own else "no such tensor"
@@ -176,7 +181,7 @@ class Checkpointer(Callback):
     ) -> None:
         self.folder, self.every, self.metric, self.mode, self.patience = folder, max(every, 1), metric, mode, patience
         self.best: float | None = None
-        self.best_step = 0
+        self.best_step: int = state["extra"]["best_step"] if state is not None else 0
         self.waited = 0
         self._state = state
         self._terminate = False

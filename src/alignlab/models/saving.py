@@ -58,12 +58,12 @@ def load_policy(run_folder: Path | str, *, merge: bool = False) -> Policy:
     return policy.eval()
 
 
-def load_reward_model(run_folder: Path | str) -> RewardModel:
-    """The trained reward model of a run, in eval mode, with its scale; an adapter is merged if that is exact."""
+def load_reward_model(run_folder: Path | str, *, merge: bool = True) -> RewardModel:
+    """The trained reward model of a run, in eval mode, with its scale; with `merge` an adapter is, if that is exact."""
     located = locate(str(run_folder))
     if not (located.files.folder() / REWARD_FILE).exists():
         raise ModelError(f"{run_folder}: not a reward model of alignlab: it has no {REWARD_FILE}")
-    model, tokenizer = _load(located, "classifier", merge=located.quantization is None)
+    model, tokenizer = _load(located, "classifier", merge=merge and located.quantization is None)
     reward_model = RewardModel(model, tokenizer=tokenizer, origin=located.base, quantization=located.quantization)
     read_notes(reward_model, located.files)
     return reward_model.eval()

@@ -9,12 +9,24 @@ from alignlab.report.collect import EXACT
 from alignlab.report.document import Block, Commands, Heading, Listing, Paragraph, Picture, write_document
 from alignlab.report.hacking import find_warnings
 from alignlab.report.leaderboard import leaderboard_blocks, with_plain_names
+from alignlab.report.ordering import ordering_blocks
+from alignlab.report.phases import phase_blocks
 from alignlab.report.reward import reward_tables
+from alignlab.report.scores import score_blocks
 from alignlab.report.summary import Row, summarise
 from alignlab.report.tables import write_table
 
 HEADLINES = (
-    *("gold_reward", "gold_reward_low", "gold_reward_high", "proxy_reward", "kl", "win_rate", "response_length"),
+    *(
+        "gold_reward",
+        "gold_reward_low",
+        "gold_reward_high",
+        "proxy_reward",
+        "kl",
+        "win_rate",
+        "response_length",
+        "rouge_l",
+    ),
     *("distinct_2", "perplexity_reference", "eos_rate", "accuracy", "accuracy_low", "accuracy_high"),
     *(f"{EXACT}{name}" for name in ("share", "share_low", "share_high", "regret", "ipo_share", "likelihood_gap")),
 )
@@ -32,6 +44,8 @@ def build_report(
     title: str,
     next_commands: Sequence[str],
     baseline: str | None,
+    ordering: Sequence[str] = (),
+    ordering_by: str = "gold_reward",
 ) -> dict[str, float]:
     """Writes folder/report/ from finished run folders and returns the headline figures, `<row>/<figure>`.
 
@@ -40,6 +54,7 @@ def build_report(
             in an exact world. Folders of one need that differ in nothing but the seed become one row.
         baseline: the need that win rates and warnings compare with; None for neither.
         next_commands: what the reader may type next.
+        ordering: needs (or row labels), the best first, that are claimed to stand in this order by `ordering_by`.
 
     Raises:
         DataError: no runs at all, `baseline` is no need, or a folder that is not a finished run.
@@ -56,19 +71,23 @@ def build_report(
     colours = figures.assign_colours([row.need for row in rows])
     out = folder / "report"
     out.mkdir(parents=True, exist_ok=True)
+    claim, claimed = ordering_blocks(rows, ordering, ordering_by, out)
     leaderboard = leaderboard_blocks(policies, out, colours=colours)
     blocks = [
         *_summary_blocks(policies, sampled, out, baseline=baseline, warnings=warnings, colours=colours),
+        *claim,
+        *score_blocks(sampled, out, colours=colours),
         *leaderboard,
         *_reward_blocks(rewards, out, colours=colours),
         *_training_blocks([row for row in rows if row in sampled or row in rewards], sampled, out, colours=colours),
+        *phase_blocks(rows, out),
         *_ending_blocks(rows, next_commands),
     ]
     about = {"next_commands": list(next_commands), "warnings": warnings}
     if leaderboard:
         about |= {"summary": bool(sampled), "leaderboard": True}
     write_document(out, title, blocks, about)
-    return {
+    return claimed | {
         f"{row.label}/{name.removeprefix(EXACT)}": row.values[name]
         for row in rows
         for name in HEADLINES

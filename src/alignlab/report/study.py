@@ -93,7 +93,7 @@ def _table_block(table: Table, out: Path, file: str) -> document.Block:
     text, csv_text = rows_table(rows, note=_line(table.note), name=file), rows_csv(rows, name=file)
     if not rows:
         told = f"No rows. {_line(table.note)}".strip()
-        for end, content in (("csv", csv_text), ("md", told + "\n"), ("tex", f"% {told}\n")):
+        for end, content in (("csv", csv_text), ("json", "[]\n"), ("md", told + "\n"), ("tex", f"% {told}\n")):
             write_text(out / "tables" / f"{file}.{end}", content)
         return document.Paragraph(told)
     write_table(out, file, text, csv_text)

@@ -20,7 +20,7 @@ RUN_KEY = re.compile(r"-[0-9a-f]{6,}(?=/|$)")
 
 WITH_INTERVAL = (
     *("gold_reward", "proxy_reward", "kl", "win_rate", "win_rate_length_controlled", "accuracy", "margin"),
-    *("pair_margin", "implicit_margin", "implicit_accuracy"),
+    *("pair_margin", "implicit_margin", "implicit_accuracy", "rouge_1", "rouge_2", "rouge_l"),
     *(f"{EXACT}{name}" for name in ("share", "regret", "reward", "kl", "ipo_share", "likelihood_gap")),
 )
 """Figures that carry `_low` and `_high`."""

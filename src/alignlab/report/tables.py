@@ -6,6 +6,8 @@ hold what a reader wants, with intervals in brackets.
 
 import csv
 import io
+import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +57,8 @@ POLICY_COLUMNS = (
     Column("implicit_margin", "gained", 1, interval=True),
     Column("implicit_accuracy", "pairs moved right", 0, interval=True, percent=True),
     Column("chosen_perplexity", "perplexity of chosen", 1),
+    Column("quality_rate", "quality", 0, percent=True),
+    *(Column(f"rouge_{kind}", f"ROUGE-{kind.upper()}", 3) for kind in "12l"),
 )
 REWARD_COLUMNS = (
     Column("accuracy", "accuracy", 1, interval=True, percent=True),
@@ -82,6 +86,8 @@ POLICY_CSV = (
     *("implicit_margin", "implicit_margin_low", "implicit_margin_high"),
     *("implicit_accuracy", "implicit_accuracy_low", "implicit_accuracy_high"),
     *("chosen_perplexity", "rejected_perplexity", "num_pairs"),
+    *(f"rouge_{kind}{end}" for kind in "12l" for end in ("", "_low", "_high")),
+    *("quality_rate", "quality_rate_low", "quality_rate_high"),
 )
 REWARD_CSV = (
     *("accuracy", "accuracy_low", "accuracy_high", "margin", "margin_low", "margin_high"),
@@ -165,9 +171,27 @@ def to_csv(rows: Sequence[Row], names: Sequence[str], *, first: str) -> str:
     return out.getvalue()
 
 
+def to_json(csv_text: str) -> str:
+    """A CSV of ours as a JSON list of objects: numbers as numbers, null for an empty cell and what is not finite."""
+    head, *lines = csv.reader(io.StringIO(csv_text))
+    rows = [{name: cell if name == head[0] else _read_cell(cell) for name, cell in zip(head, line)} for line in lines]
+    return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _read_cell(cell: str) -> str | float | int | None:
+    for kind in (int, float):
+        try:
+            value = kind(cell)
+        except ValueError:
+            continue
+        return value if math.isfinite(value) else None
+    return cell or None
+
+
 def write_table(out: Path, name: str, table: TextTable, csv_text: str) -> None:
-    """Writes out/tables/<name>.csv, .md and .tex."""
+    """Writes out/tables/<name>.csv, .json (what the CSV says), .md and .tex."""
     write_text(out / "tables" / f"{name}.csv", csv_text)
+    write_text(out / "tables" / f"{name}.json", to_json(csv_text))
     write_text(out / "tables" / f"{name}.md", to_markdown(table))
     write_text(out / "tables" / f"{name}.tex", to_latex(table))
 
