@@ -26,6 +26,7 @@ NEEDS = {
     "method/reward=exact": ["model=exact", "data=exact"],
     "task=study": ["task.study={_target_:alignlab.evaluate.studies.bandit.bandit,_partial_:true}"],
     "method/reward=lexicon": ["method.reward.path=file"],
+    "method/reward=bag_of_words": ["method.reward.path=file"],
     "method/reward=model": ["method.reward.path=folder"],
     "method/reward=regex": ["method.reward.pattern=a"],
     "method/reward=weighted": [

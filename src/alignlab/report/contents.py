@@ -146,6 +146,8 @@ def policy_note(rows: Sequence[Row], *, baseline: str | None) -> str:
     parts.append("KL: sampled estimate to the reference, nats per sequence")
     parts.append("perplexity: of the replies under the reference; length: tokens with the stop token")
     parts.append("EOS rate: share of replies that end by themselves")
+    if any("quality_rate" in row.values for row in rows):
+        parts.append("quality: share of replies that the quality filter accepts")
     return "; ".join(parts) + "."
 
 

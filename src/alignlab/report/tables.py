@@ -50,6 +50,7 @@ POLICY_COLUMNS = (
     Column("distinct_2", "distinct-2", 2),
     Column("perplexity_reference", "perplexity", 1),
     Column("eos_rate", "EOS rate", 0, percent=True),
+    Column("quality_rate", "quality", 0, percent=True),
 )
 REWARD_COLUMNS = (
     Column("accuracy", "accuracy", 1, interval=True, percent=True),
@@ -73,6 +74,7 @@ POLICY_CSV = (
     *("response_length", "distinct_2", "perplexity_reference", "eos_rate", "seeds"),
     *("proxy_reward_low", "proxy_reward_high", "kl_low", "kl_high", "win_rate_low", "win_rate_high"),
     *("distinct_1", "repetition_rate", "entropy", "num_prompts"),
+    *("quality_rate", "quality_rate_low", "quality_rate_high"),
 )
 REWARD_CSV = (
     *("accuracy", "accuracy_low", "accuracy_high", "margin", "margin_low", "margin_high"),
