@@ -65,7 +65,7 @@ def keyed_content(node: dict[str, Any]) -> dict[str, Any]:
             kept["evaluation"] = {k: v for k, v in (node.get("evaluation") or {}).items() if k != "needs"}
     for path in inert:
         kept = _without(kept, path.split("."))
-    for name in ("model", "adapter", "method", "data", "evaluation"):
+    for name in ("model", "adapter", "method", "data", "evaluation", "task"):
         if name in kept:
             kept[name] = by_content(kept[name])
     return kept

@@ -13,7 +13,7 @@ from alignlab.app.targets import Planner, Target, plan
 ALLOWED = ("torch.optim.",)
 """What a `_target_` may name besides alignlab and the user's own packages: no config may run just anything."""
 
-KINDS = ("train", "evaluate", "table", "study")
+KINDS = ("train", "evaluate", "sample", "table", "study")
 
 
 def preflight(planner: Planner, asked: list[Target]) -> list[str]:
@@ -48,7 +48,7 @@ def target_faults(planner: Planner, target: Target) -> list[str]:
     checked = dict(target.plain.node)
     if target.kind != "evaluate":
         checked.pop("evaluation", None)
-    if target.kind in ("table", "study"):
+    if target.kind in ("table", "study", "sample"):
         checked = {key: checked.get(key) for key in ("task", "hardware", "logger")}
     return found + _walk(planner, checked, "")
 

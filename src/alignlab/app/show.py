@@ -14,6 +14,7 @@ from alignlab.app.targets import Target
 _STATES = {"missing": "to build", "interrupted": "interrupted", "stale": "to build", "failed": "failed"}
 _KINDS = {
     "evaluate": ("evaluation", "evaluations"),
+    "sample": ("set of samples", "sets of samples"),
     "table": ("table", "tables"),
     "reward": ("reward model", "reward models"),
 }

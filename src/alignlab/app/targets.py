@@ -27,7 +27,7 @@ from alignlab.app.typed import check_typed
 from alignlab.errors import ConfigError
 
 KEY_VERSION = 1  # raise it when the meaning of a config changes: every run is then built anew
-_OF_DROPS = re.compile(r"[+~]*(data@)?(task|evaluation|fresh)\b")
+_OF_DROPS = re.compile(r"[+~]*([\w/]+@)?(task|evaluation|fresh)\b")
 
 
 class TypedError(ConfigError):
@@ -89,13 +89,13 @@ class Target:
 
     @property
     def kind(self) -> str:
-        """train | evaluate | table | study"""
+        """train | evaluate | sample | table | study"""
         return str(OmegaConf.select(self.cfg, "task.kind"))
 
     @property
     def method(self) -> str | None:
-        """The option chosen in the group `method`; None for a table or a study, which have none."""
-        return None if self.kind in ("table", "study") else self.choices.get("method")
+        """The option chosen in the group `method`; None for what is no training and no figures of one."""
+        return self.choices.get("method") if self.kind in ("train", "evaluate") else None
 
     @cached_property
     def name(self) -> str:
@@ -103,7 +103,7 @@ class Target:
         named = OmegaConf.select(self.cfg, "name") or self.choices.get("experiments") or self.method or self.kind
         words = "+".join(named) if isinstance(named, (list, tuple)) else str(named)
         clean = re.sub(r"[^A-Za-z0-9._-]+", "-", words).strip("-.") or self.kind
-        return f"{clean}.evaluate" if self.kind == "evaluate" else clean
+        return f"{clean}.{self.kind}" if "of" in self.needs else clean
 
     @property
     def runs(self) -> Path:
@@ -171,23 +171,31 @@ class Target:
     # -- its needs -----------------------------------------------------------------------------------------------
 
     def _find_needs(self, stack: tuple[tuple[str, ...], ...]) -> "Iterator[tuple[str, str, list[Target | Given]]]":
-        if self.kind != "evaluate":
+        names_a_need = self.kind == "sample" and self._of in (OmegaConf.select(self.cfg, "needs") or {})
+        if self.kind not in ("evaluate", "sample") or (names_a_need and self._of != "train"):
             yield from self._named_needs("needs", stack)
             return
-        trained = self._evaluated(stack)
+        trained = self._trained(stack)
         self.needs["of"] = [trained] if trained is not None else []
         for name, parents in trained.needs.items() if trained is not None else ():
             self._wires.append((f"needs.{name}", list(parents)))
-        yield from self._named_needs("evaluation.needs", stack)
+        if self.kind == "evaluate":
+            yield from self._named_needs("evaluation.needs", stack)
 
-    def _evaluated(self, stack: tuple[tuple[str, ...], ...]) -> "Target | Given | None":
-        """The run that an evaluation is of: this very config with another task, or the folder given by task.run."""
+    @property
+    def _of(self) -> str:
+        """What an evaluation or samples are of: the task of the parent, or (samples) the name of a need."""
+        return str(OmegaConf.select(self.cfg, "task.of"))
+
+    def _trained(self, stack: tuple[tuple[str, ...], ...]) -> "Target | Given | None":
+        """The run that is measured or sampled: this very config with another task, or the folder given by task.run."""
         run = OmegaConf.select(self.cfg, "task.run")
         if run:
-            return Given(str(run))
+            given = Given(str(run))
+            self.faults += [f"task.run: {fault}" for fault in given.faults]
+            return given
         mine = tuple(text for text in self.overrides if not _OF_DROPS.match(text))
-        of = OmegaConf.select(self.cfg, "task.of")
-        return self._parent((*mine, f"task={of}"), stack, "task.of")
+        return self._parent((*mine, f"task={self._of}"), stack, "task.of")
 
     def _named_needs(
         self, root: str, stack: tuple[tuple[str, ...], ...]
@@ -195,7 +203,7 @@ class Target:
         for name, need in (OmegaConf.select(self.cfg, root) or {}).items():
             at = f"{root}.{name}"
             if name == "of":
-                self.faults.append(f"{at}: this name is taken: it is the run that an evaluation is of")
+                self.faults.append(f"{at}: this name is taken: it is the run that is measured or sampled")
                 continue
             yield at, str(name), self._resolve_need(need, at, stack)
 

@@ -1,4 +1,4 @@
-"""What building a target means: train, evaluate, collect into a table, or work out a study. Wires the rooms together.
+"""What building a target means: train, evaluate, sample, collect a table, work out a study. Wires the rooms together.
 
 Called by `build` with the config of the target (resolved, its needs' folders filled in), its run folder, and the
 target; returns the metrics that go into run.json. All heavy imports are inside functions: planning never pays for them.
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from alignlab.app.sample import sample
 from alignlab.app.training import (
     Metrics,
     card_of,
@@ -231,6 +232,7 @@ def study(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
 WORK: dict[str, Callable[[DictConfig, Path, Any], Metrics]] = {
     "train": train,
     "evaluate": evaluate,
+    "sample": sample,
     "table": table,
     "study": study,
 }

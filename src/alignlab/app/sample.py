@@ -1,0 +1,194 @@
+"""`task=sample`: replies of a finished policy, scored, as files that any other target reads as its data.
+
+    samples/scored.jsonl      every reply with its score (and gold, where the data knows it and something else scored)
+    samples/sft.jsonl         the best reply to each prompt
+    samples/preference.jsonl  pairs of a better and a worse one
+    samples/unpaired.jsonl    replies that are desirable or not
+    report/                   what the best of n is worth, with n above 1
+
+Each batch is written whole to samples/batches/ as soon as it is scored, so a killed command goes on where it was, and
+ends in the same bytes: batch k depends on the seed and k alone. The batches are removed when all is written.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from alignlab.app.runfolder import as_json, write_atomic
+from alignlab.app.training import Metrics, check_hardware, check_world, device_of, use_threads, world_of
+from alignlab.errors import ConfigError
+
+log = logging.getLogger("alignlab")
+
+
+def sample(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
+    """Draw, score, write; goes on from the batches that are there."""
+    from hydra.utils import instantiate
+
+    from alignlab.models.saving import load_policy
+    from alignlab.rollout.replies import draw_batch, each_by_itself
+
+    task = cfg.task
+    check_hardware(cfg)
+    use_threads(cfg)
+    [of] = target.needs["of"] if "of" in target.needs else target.needs[task.of]
+    _check_policy(of.folder)
+    data_node = _data_node(cfg, of.folder)
+    drawing = _drawing(cfg, data_node)
+    select = instantiate(task.select)
+    gold = instantiate(data_node.gold) if data_node.get("gold") else None
+    reward = instantiate(task.reward) if task.reward else gold
+    if reward is None:
+        raise ConfigError(
+            "task.reward: nothing scores the replies, for the data knows no gold reward: choose one, for example "
+            "method/reward@task.reward=length"
+        )
+    device = device_of(cfg)
+    policy = load_policy(of.folder).to(device)
+    data = _data(data_node, policy)
+    scored_by = {"score": reward} | ({"gold": gold} if task.reward and gold is not None else {})
+    for scorer in scored_by.values():
+        if hasattr(scorer, "to"):
+            scorer.to(device)
+    scorers = {name: each_by_itself(scorer) for name, scorer in scored_by.items()}
+    batches = data.prompt_batches(task.split, limit=task.num_prompts, batch_size=task.batch_size)
+    places = folder / "samples" / "batches"
+    places.mkdir(parents=True, exist_ok=True)
+    number = 0
+    for number, batch in enumerate(batches, start=1):
+        place = places / f"{number - 1:06d}.jsonl"
+        if not place.exists():
+            write_atomic(place, _lines(draw_batch(policy, batch, drawing, scorers, index=number - 1)))
+            log.info("%s: batch %d", folder.name, number)
+    replies = [json.loads(line) for index in range(number) for line in _read(places / f"{index:06d}.jsonl")]
+    metrics = _write(folder, replies, select.rows(replies))
+    if drawing.n > 1:
+        metrics |= _report(cfg, folder, replies, policy, data, reward)
+    shutil.rmtree(places)
+    return metrics
+
+
+def _check_policy(of: Path) -> None:
+    """ConfigError where what lies there can say nothing."""
+    from alignlab.models.origins import REWARD_FILE, locate
+
+    if (locate(str(of)).files.folder() / REWARD_FILE).exists():
+        raise ConfigError(
+            f"{of}: a reward model, which writes no replies; sample from a policy and score with this one"
+        )
+
+
+def _drawing(cfg: DictConfig, data: Any) -> Any:
+    """How replies are drawn. ConfigError, before a model is loaded, where that cannot be."""
+    from alignlab.rollout.replies import Drawing
+
+    task = cfg.task
+    if task.split not in ("train", "validation", "test"):
+        raise ConfigError(f"task.split={task.split}: allowed are train, validation and test")
+    for name, value in (("num_prompts", task.num_prompts), ("batch_size", task.batch_size)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ConfigError(f"task.{name}={value}: expected a whole number from 1")
+    return Drawing(
+        n=task.n,
+        max_new_tokens=data.max_new_tokens if task.max_new_tokens is None else task.max_new_tokens,
+        temperature=task.temperature,
+        top_k=task.top_k,
+        top_p=task.top_p,
+        seed=task.seed,
+    )
+
+
+def _data_node(cfg: DictConfig, of: Path) -> DictConfig:
+    """Where the prompts come from: `task.data`, else the data of the run."""
+    if cfg.task.data:
+        return cfg.task.data
+    if not (of / "config.yaml").is_file():
+        raise ConfigError(
+            f"{of}: this is no run, so it has no data; say where prompts come from: data@task.data=prompts"
+        )
+    trained = OmegaConf.load(of / "config.yaml")
+    return OmegaConf.create(OmegaConf.to_container(trained, resolve=True)).data
+
+
+def _data(node: DictConfig, policy: Any) -> Any:
+    """The prompts, encoded for the policy; only the split that is asked for is read."""
+    from hydra.utils import instantiate
+
+    from alignlab.rows import PromptRow
+
+    data = instantiate(node)(
+        tokenizer=policy.tokenizer, stop_token_ids=policy.stop_token_ids, row_type=PromptRow, seed=0, num_workers=0
+    )
+    check_world(data)
+    return data
+
+
+def _write(folder: Path, replies: Sequence[dict[str, Any]], rows: dict[str, list[dict[str, Any]]]) -> Metrics:
+    """The files, and how much is in them."""
+    samples = folder / "samples"
+    write_atomic(samples / "scored.jsonl", _lines(replies))
+    for kind, made in rows.items():
+        write_atomic(samples / f"{kind}.jsonl", _lines(made))
+    count = len(replies)
+    return {
+        "prompts": float(len({reply["row"] for reply in replies})),
+        "replies": float(count),
+        **{f"rows/{kind}": float(len(made)) for kind, made in rows.items()},
+        "complete_rate": sum(reply["complete"] for reply in replies) / count,
+        "empty_rate": sum(not reply["response"].strip() for reply in replies) / count,
+        "tokens": float(sum(reply["length"] for reply in replies)),
+    }
+
+
+def _report(cfg: DictConfig, folder: Path, replies: Any, policy: Any, data: Any, reward: Any) -> Metrics:
+    """The best-of-n table and figure."""
+    from alignlab.evaluate.best_of_n import best_of_n, findings
+    from alignlab.report.study import build_study
+    from alignlab.rollout.selection import by_prompt
+
+    groups = by_prompt(replies)
+    scores = [[reply["score"] for reply in group] for group in groups]
+    golds = [[reply["gold"] for reply in group] for group in groups] if "gold" in replies[0] else None
+    exact = _exact(cfg, policy, data, reward, gold=golds is not None)
+    found = findings(best_of_n(scores, golds, exact=exact), num_prompts=len(groups))
+    build_study(
+        folder,
+        title=cfg.task.title,
+        tables=found.tables,
+        curves=found.curves,
+        notes=found.notes,
+        next_commands=list(cfg.task.next_commands),
+    )
+    return found.metrics
+
+
+def _exact(cfg: DictConfig, policy: Any, data: Any, reward: Any, *, gold: bool) -> Any:
+    """The exact figures where replies can be listed; not of a truncated distribution, whose log-probs nobody asks."""
+    from alignlab.evaluate.best_of_n import exact_figures_of_best
+    from alignlab.evaluate.exact import response_scores
+    from alignlab.worlds.exact import response_logprobs
+
+    world, task = world_of(data), cfg.task
+    if world is None or task.top_k or task.top_p < 1:
+        return None
+    import torch
+
+    with torch.no_grad():
+        logprobs = response_logprobs(
+            lambda s: policy(s, temperature=task.temperature).logprobs, world, device=policy.device
+        )
+    return exact_figures_of_best(world, logprobs, response_scores(reward, world), task.n, gold=gold)
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> str:
+    return "".join(as_json(row) + "\n" for row in rows)
+
+
+def _read(path: Path) -> Iterator[str]:
+    """Lines; not splitlines(), which takes U+2028 for an end of line (as_json escapes it, others may not)."""
+    return (line for line in path.read_text(encoding="utf-8").split("\n") if line)
