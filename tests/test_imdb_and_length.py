@@ -88,7 +88,7 @@ def test_the_base_has_the_tokenizer_that_was_learnt_and_its_figures_say_what_it_
 
 def test_the_base_is_evaluated_on_beginnings_of_reviews_by_gold_and_proxy(here, base, reward):
     sizes = [f"model.architecture={SHAPE}", "model.tokenizer.vocab_size=300", "data.max_length=64"]
-    training = [*sizes, "data.batch_size=8", "method.max_steps=3", "task.validations=0"]
+    training = [*sizes, "data.batch_size=8", "method.max_steps=3"]
     found = here("imdb_sentiment/base", *training, *EVALUATE, f"++evaluation.needs.reward.path={reward.path}")
     assert {f"test/{name}" for name in (*POLICY, "proxy_reward")} <= found.metrics.keys()
     assert found.metrics["test/kl"] == 0
@@ -110,7 +110,7 @@ def samples(here, base, reward) -> Run:
 
 def test_dpo_learns_from_the_base_s_own_replies_and_keeps_its_adapter_apart(here, base, reward, samples):
     given = [f"needs.{name}.path={run.path}" for name, run in (("sft", base), ("reward", reward), ("samples", samples))]
-    steps = ["data.batch_size=2", "method.max_steps=2", "task.validations=0"]
+    steps = ["data.batch_size=2", "method.max_steps=2"]
     found = here("imdb_sentiment/small/dpo", *given, *steps, *EVALUATE)
     assert {f"test/{name}" for name in (*POLICY, "proxy_reward")} <= found.metrics.keys()
     dpo = here("imdb_sentiment/small/dpo", *given, *steps)
@@ -129,15 +129,15 @@ def test_ppo_steers_its_learning_rate_and_its_penalty_and_never_sees_gold(here, 
 
 
 def test_length_is_measured_before_and_after_and_the_reward_model_has_its_own_tokenizer(here):
-    short = ["data.max_new_tokens=8", "data.max_length=64", "task.validations=0"]
-    steps = ["data.batch_size=4", "method.max_steps=2", "method.minibatch_size=4", "task.samples.final_prompts=0"]
+    short = ["data.max_new_tokens=8", "data.max_length=64", "evaluation.num_prompts=4"]
+    deberta = [*DEBERTA, "model.tokenizer.vocab_size=280", "method.max_steps=2"]
     small = {
-        "needs.base.override": ["task=evaluate", *short[:2], "evaluation.num_prompts=4"],
-        "needs.ppo.override": ["task=evaluate", *short, *steps, "evaluation.num_prompts=4"],
-        "needs.reward.override": [*DEBERTA, "model.tokenizer.vocab_size=280", "method.max_steps=2", "task.validations=0"],
+        "base": short,
+        "ppo": [*short, "data.batch_size=4", "method.max_steps=2", "method.minibatch_size=4"],
+        "reward": deberta,
+        "reward_on_train": deberta,
     }
-    typed = [f"{need}.{word}" for need, words in small.items() for word in words]
-    typed += [f"needs.reward_on_train.override.{word}" for word in small["needs.reward.override"]]
+    typed = [f"needs.{need}.override.{word}" for need, words in small.items() for word in words]
     table = here("length/small", *(f"++{word}" for word in typed))
     with (table.path / "report" / "tables" / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
