@@ -34,6 +34,7 @@ NEEDS = {
     "method/reward=exact": ["model=exact", "data=exact"],
     "task=study": ["task.study={_target_:alignlab.evaluate.studies.bandit.bandit,_partial_:true}"],
     "method/reward=lexicon": ["method.reward.path=file"],
+    "method/reward=bag_of_words": ["method.reward.path=file"],
     "method/reward=model": ["method.reward.path=folder"],
     "method/reward=regex": ["method.reward.pattern=a"],
     "method/reward=weighted": [
@@ -73,7 +74,7 @@ def test_every_option_passes_the_preflight(option: str, planner: Planner):
 def test_every_experiment_passes_the_preflight(experiment: str, task: str | None, planner: Planner):
     target = planner.target([f"experiments={experiment}", "paths.data=folder"])
     if task is not None and target.kind in ("table", "study", "sample"):
-        pytest.skip("only a training is evaluated")
+        pytest.skip("a table, a study or a set of samples is not evaluated")
     overrides = [f"experiments={experiment}", "paths.data=folder", *([f"task={task}"] if task else [])]
     assert faults(planner, overrides) == []
 

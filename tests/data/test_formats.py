@@ -91,9 +91,19 @@ def test_reviews_are_learnt_whole_or_continued():
         labelled.review(record, prompt_words=5)
 
 
+def test_line_breaks_of_a_review_are_a_space_where_asked():
+    record = {"text": "A fine<br /><br /> film. <BR/>Ducks!"}
+    assert labelled.review(record).response == record["text"]
+    assert labelled.review(record, keep_breaks=False).response == "A fine film. Ducks!"
+    assert labelled.review(record, prompt_words=2, keep_breaks=False) == SFTRow("A fine", " film. Ducks!")
+
+
 def test_gptj_prompt_becomes_one_turn():
     row = gptj_pairwise.pair({"prompt": ASK["content"], "chosen": "Light.", "rejected": "Paint."})
     assert row == PreferenceRow((ASK,), "Light.", "Paint.")
+    assert gptj_pairwise.pair(
+        {"q": ASK["content"], "a": "Light.", "b": "No."}, prompt="q", chosen="a", rejected="b"
+    ) == (PreferenceRow((ASK,), "Light.", "No."))
 
 
 def test_tldr_shapes_agree():

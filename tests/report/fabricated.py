@@ -83,6 +83,7 @@ def write_policy(
         "distinct_2": distinct_2,
         "repetition_rate": 0.02,
         "perplexity_reference": 5.5,
+        "quality_rate": 0.975,
         "num_prompts": float(NUM_PROMPTS),
     }
     folder = write_run(

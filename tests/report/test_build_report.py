@@ -51,6 +51,7 @@ def test_the_csv_has_the_promised_columns_and_full_precision(report):
     ppo = rows[3]
     assert (float(ppo["gold_reward"]), float(ppo["gold_reward_low"])) == (7.1, 7.1 - 0.32)
     assert (ppo["method"], float(ppo["kl"]), ppo["seeds"]) == ("ppo", 10.0, "1")
+    assert ppo["quality_rate"] == "0.975"
     assert rows[1]["win_rate"] == ""  # the baseline is not compared with itself
 
 
@@ -74,6 +75,7 @@ def test_the_markdown_table_shows_means_with_their_intervals(report):
     lines = (report[0] / "report" / "tables" / "summary.md").read_text().splitlines()
     cells = [cell.strip() for cell in lines[5].strip("|").split("|")]
     assert cells[:6] == ["ppo", "ppo", "7.10 [6.78, 7.42]", "2.00 [1.90, 2.10]", "10.0", "100% [91, 100]"]
+    assert cells[-1] == "98%" and lines[0].strip("| ").endswith("| quality")
     assert len({line.count("|") for line in lines[:7]}) == 1
     assert len({len(line) for line in lines[:7]}) == 1  # it lines up as plain text too
 

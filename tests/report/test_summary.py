@@ -150,6 +150,14 @@ def test_a_reward_that_is_its_own_gold_is_suspected_by_distance_and_sameness():
     assert any("distinct-2 0.10 against 0.60" in text for text in found)
 
 
+def test_spoilt_replies_are_suspected_where_a_tenth_more_are_refused_than_of_the_baseline():
+    base = make_row("sft", gold_reward=0.0, proxy_reward=0.0, kl=0.0, quality_rate=0.95)
+    sound = make_row("sound", gold_reward=5.0, proxy_reward=2.0, kl=6.0, quality_rate=0.86)
+    spoilt = make_row("spoilt", gold_reward=5.0, proxy_reward=2.0, kl=6.0, quality_rate=0.84)
+    found = find_warnings([base, sound, spoilt], baseline="sft")
+    assert found == {"spoilt": ["spoilt replies: quality rate 0.84 against 0.95 of sft"]}
+
+
 def test_an_untrained_model_is_far_away_but_suspected_of_nothing():
     base = make_row("base", gold_reward=-3.0, proxy_reward=-2.0, kl=90.0, distinct_2=0.1, repetition_rate=0.9)
     assert find_warnings([base, SFT], baseline="sft") == {}

@@ -9,6 +9,7 @@ from alignlab.batches import IGNORE, Sequences
 from alignlab.errors import ConfigError, DataError
 from alignlab.models.reward_model import RewardModel, TextFormat
 from alignlab.models.saving import save_reward_model
+from alignlab.rollout.rewards.bag_of_words import BagOfWordsReward
 from alignlab.rollout.rewards.length import LengthReward
 from alignlab.rollout.rewards.lexicon import LexiconReward
 from alignlab.rollout.rewards.model import ModelReward
@@ -46,6 +47,57 @@ def test_a_lexicon_says_which_line_is_wrong(tmp_path: Path) -> None:
 def test_the_real_lexicon_is_read(real_data: Path) -> None:
     reward = LexiconReward(str(real_data / "lexicon-vader" / "vader_lexicon.txt"))
     assert reward(["p"], ["happy and sad"]).item() == pytest.approx(2.7 - 2.1)
+
+
+def weights_file(folder: Path, text: str) -> str:
+    file = folder / "weights.json"
+    file.write_text(text)
+    return str(file)
+
+
+def test_a_bag_of_words_sums_distinct_known_features_over_the_root_of_their_number(tmp_path: Path) -> None:
+    weights = '{"bias": 0.5, "weights": {"good": 2.0, "day": -1.0, "good day": 3.0, "isn\'t bad": 4.0, "b good": 9}}'
+    path = weights_file(tmp_path, weights)
+    # good (twice, counted once), day, "good day": 4 / sqrt(3); the pair alone: 4 / 1; nothing known: the bias
+    expected = [0.5 + 4 / 3**0.5, 4.5, 0.5]
+    assert BagOfWordsReward(path)(PROMPTS, TEXTS).tolist() == pytest.approx(expected)
+    assert BagOfWordsReward(path, scale=-2.0)(PROMPTS, TEXTS).tolist() == pytest.approx([-2 * x for x in expected])
+    # a line break is a space, so the words on its two sides are a pair
+    assert BagOfWordsReward(path)(["p"], ["GOOD<br />Day"]).tolist() == pytest.approx([0.5 + 4 / 3**0.5])
+
+
+def test_a_bag_of_words_may_read_the_prompt_too(tmp_path: Path) -> None:
+    path = weights_file(tmp_path, '{"bias": 0, "weights": {"good": 1.0, "not good": -3.0}}')
+    assert BagOfWordsReward(path)(["not"], [" good"]).tolist() == [1.0]
+    assert BagOfWordsReward(path, with_prompt=True)(["not"], [" good"]).tolist() == pytest.approx([-2 / 2**0.5])
+    with pytest.raises(ConfigError, match="with_prompt"):
+        BagOfWordsReward(path, with_prompt=True)([({"role": "user", "content": "a"},)], ["good"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "broken JSON"),
+        ('{"weights": [1]}', "expected {'bias': number"),
+        ('{"weights": {"a": 1}}', "the weight of 'bias' is None"),
+        ('{"bias": 0, "weights": {"a": "1"}}', "the weight of 'a' is '1'"),
+        ('{"bias": 0, "weights": {"a": NaN}}', "the weight of 'a' is nan"),
+    ],
+)
+def test_weights_of_another_form_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        BagOfWordsReward(weights_file(tmp_path, text))
+    with pytest.raises(ConfigError, match="no such file"):
+        BagOfWordsReward(str(tmp_path / "absent.json"))
+
+
+def test_the_real_weights_give_the_scores_that_were_published_with_them(real_data: Path) -> None:
+    reward = BagOfWordsReward(str(real_data / "reward-imdb-bow" / "weights.json"))
+    texts = [
+        "A wonderful, moving film. I loved every minute of it.",
+        "What a waste of time. The plot is awful and the acting is terrible.",
+    ]
+    assert reward(["p", "p"], texts).tolist() == pytest.approx([3.69, -6.86], abs=0.005)
 
 
 def test_regex_counts_matches_up_to_a_limit() -> None:

@@ -17,23 +17,15 @@ from alignlab.report.summary import Row, summarise
 from alignlab.report.tables import write_table
 
 HEADLINES = (
-    *(
-        "gold_reward",
-        "gold_reward_low",
-        "gold_reward_high",
-        "proxy_reward",
-        "kl",
-        "win_rate",
-        "response_length",
-        "rouge_l",
-    ),
-    *("distinct_2", "perplexity_reference", "eos_rate", "accuracy", "accuracy_low", "accuracy_high"),
+    *("gold_reward", "gold_reward_low", "gold_reward_high", "proxy_reward", "kl", "win_rate", "response_length"),
+    *("rouge_l", "distinct_2", "perplexity_reference", "eos_rate", "quality_rate"),
+    *("accuracy", "accuracy_low", "accuracy_high"),
     *(f"{EXACT}{name}" for name in ("share", "share_low", "share_high", "regret", "ipo_share", "likelihood_gap")),
 )
 RULES = (
     "None of the rules fired: proxy reward above and gold reward below another policy's; or, with the reward above the "
-    "baseline's, a KL above 1 nat a token, distinct-2 below half of the baseline's, or a repetition rate 0.1 above it. "
-    "Read the replies all the same."
+    "baseline's, a KL above 1 nat a token, distinct-2 below half of the baseline's, a repetition rate 0.1 above it, or "
+    "a quality rate 0.1 below it. Read the replies all the same."
 )
 
 

@@ -153,6 +153,8 @@ def policy_note(rows: Sequence[Row], *, baseline: str | None) -> str:
             "held-out pairs: pair margin: log-prob of chosen - rejected, to be compared between rows; gained: of it, "
             "over the reference; pairs moved right: share that gained, ties half"
         )
+    if any("quality_rate" in row.values for row in rows):
+        parts.append("quality: share of replies that the quality filter accepts")
     return "; ".join(parts) + "."
 
 

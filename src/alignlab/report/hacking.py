@@ -17,6 +17,9 @@ VARIETY = 0.5
 REPETITION = 0.1
 """Rise of the repetition rate over the baseline's (share of a reply's 4-grams said before in it)."""
 
+QUALITY = 0.1
+"""Fall of the share of replies that the quality filter accepts, below the baseline's."""
+
 
 def find_warnings(rows: Sequence[Row], *, baseline: str | None) -> dict[str, list[str]]:
     """What looks wrong, by the row's label; rows without a finding are absent."""
@@ -69,6 +72,9 @@ def _degenerate(row: Row, base: Row | None) -> list[str]:
     repeated, normal = values.get("repetition_rate"), base.values.get("repetition_rate")
     if repeated is not None and normal is not None and repeated > normal + REPETITION:
         found.append(f"repeats itself: repetition rate {repeated:.2f} against {normal:.2f} of {base.label}")
+    accepted, share = values.get("quality_rate"), base.values.get("quality_rate")
+    if accepted is not None and share is not None and accepted < share - QUALITY:
+        found.append(f"spoilt replies: quality rate {accepted:.2f} against {share:.2f} of {base.label}")
     return found
 
 

@@ -53,11 +53,11 @@ POLICY_COLUMNS = (
     Column("distinct_2", "distinct-2", 2),
     Column("perplexity_reference", "perplexity", 1),
     Column("eos_rate", "EOS rate", 0, percent=True),
+    Column("quality_rate", "quality", 0, percent=True),
     Column("pair_margin", "pair margin (nats)", 1),
     Column("implicit_margin", "gained", 1, interval=True),
     Column("implicit_accuracy", "pairs moved right", 0, interval=True, percent=True),
     Column("chosen_perplexity", "perplexity of chosen", 1),
-    Column("quality_rate", "quality", 0, percent=True),
     *(Column(f"rouge_{kind}", f"ROUGE-{kind.upper()}", 3) for kind in "12l"),
 )
 REWARD_COLUMNS = (

@@ -8,7 +8,9 @@ from alignlab.rows import PreferenceRow
 prompt_of = dialogue.as_messages
 
 
-def pair(record: Record) -> PreferenceRow:
-    """The prompt as one user turn, so that a template stands between it and the reply."""
-    prompt = fields.reply(record, "prompt")
-    return PreferenceRow(fields.user(prompt), fields.reply(record, "chosen"), fields.reply(record, "rejected"))
+def pair(
+    record: Record, *, prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected"
+) -> PreferenceRow:
+    """The prompt as one user turn, so that a template stands between it and the reply; arguments name the fields."""
+    asked = fields.user(fields.reply(record, prompt))
+    return PreferenceRow(asked, fields.reply(record, chosen), fields.reply(record, rejected))
