@@ -130,6 +130,11 @@ def test_commands_work_in_a_script(runs: Path, capsys, tmp_path: Path):
     assert "did you mean /reset?" in said(capsys, runs / "sft-1", "--prompt", "/rest", code=2)
 
 
+def test_two_slashes_begin_a_message_with_one(runs: Path, capsys):
+    told = lines(capsys, runs / "sft-1", "greedy=true", "--prompt", "//reset the pump //now", "--prompt", " // a")
+    assert [reply["message"] for reply in told] == ["/reset the pump //now", " / a"]
+
+
 def test_lines_that_are_piped_in_are_messages(runs: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("hi\n\nand\n"))
     out = said(capsys, runs / "sft-1", runs / "dpo-2", "greedy=true")

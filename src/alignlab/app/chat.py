@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignlab.app import runfolder
+from alignlab.app.chat_lines import COMMANDS, as_message, is_command
 from alignlab.app.nearest import hint
 from alignlab.app.paths import make_importable, roots
 from alignlab.errors import AlignlabError, ConfigError
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
     from alignlab.evaluate.speaker import Asking
     from alignlab.models.policy import Policy
 
-COMMANDS = """\
-  /reset       forget the dialogue
-  /save FILE   write the dialogue so far, a line of JSON per run: {"run": ..., "messages": [...]}
-  /help        this
-  /quit        the end (so is Ctrl-D); Ctrl-C stops a reply, which is then not kept"""
 _EPILOG = f"""\
 settings (setting=value):
   temperature=1.0      of the samples; 1 is the policy itself
@@ -146,7 +142,7 @@ def _session(args: argparse.Namespace, folders: Sequence[Path], settings: Settin
     if args.frame is not None and "{message}" not in args.frame:
         raise ConfigError(f"--frame {args.frame!r}: it must hold {{message}}, for example 'Q: {{message}}\\nA:'")
 
-    from alignlab.app.console import Run, Session, is_command
+    from alignlab.app.console import Run, Session
     from alignlab.evaluate.quality import QualityFilter
     from alignlab.evaluate.speaker import Speaker, same_tokens
     from alignlab.models.saving import load_policy
@@ -158,7 +154,7 @@ def _session(args: argparse.Namespace, folders: Sequence[Path], settings: Settin
     for sampling, asking in zip(samplings, askings, strict=True):
         for text in args.prompt or []:
             if not is_command(text):
-                asking.prompt([{"role": "user", "content": text}], sampling.max_new_tokens)
+                asking.prompt([{"role": "user", "content": as_message(text)}], sampling.max_new_tokens)
     runs = []
     for run, asking, sampling in zip(listed, askings, samplings, strict=True):
         policy = load_policy(run.folder).to(device)

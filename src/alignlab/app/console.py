@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignlab.app import runfolder
-from alignlab.app.chat import COMMANDS
+from alignlab.app.chat_lines import COMMANDS, NAMES, as_message, is_command
 from alignlab.app.nearest import hint
 from alignlab.errors import AlignlabError, ConfigError
 from alignlab.evaluate.policy import RewardFunction
@@ -65,7 +65,7 @@ class Session:
         """One line; whether the chat goes on."""
         if not is_command(line):
             if line.strip():
-                self._tell(line)
+                self._tell(as_message(line))
             return True
         word, _, rest = line.strip().partition(" ")
         if word == "/quit":
@@ -79,7 +79,7 @@ class Session:
         elif word == "/save":
             self._save(rest.strip())
         else:
-            raise ConfigError(f"{word}: there is no such command{hint(word, _COMMANDS)}")
+            raise ConfigError(f"{word}: there is no such command{hint(word, NAMES)}")
         return True
 
     def _tell(self, message: str) -> None:
@@ -121,14 +121,6 @@ class Session:
     def _note(self, text: str) -> None:
         """Told to who reads, not to what parses."""
         print(text, file=sys.stderr if self._as_json else sys.stdout)
-
-
-def is_command(line: str) -> bool:
-    """Whether a line is for the chat and not for the run."""
-    return line.lstrip().startswith("/")
-
-
-_COMMANDS = ("/reset", "/save", "/help", "/quit")
 
 
 def figures(reply: Reply) -> str:
