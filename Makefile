@@ -14,13 +14,16 @@ BIN    := $(VENV)/bin
 WORKLOADS := S
 BENCH     :=
 
+# the test suite on every core, a file of tests at a time; WORKERS= for one process
+WORKERS   := -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: demo test peers lint slow mutants bench docs-methods clean
 
 demo: $(VENV)/.installed
 	$(BIN)/alignlab
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 peers: $(VENV)/.installed-peers
 	$(BIN)/python -m pytest tests/peers

@@ -245,6 +245,7 @@ def _imported(target: str) -> Any:
 
 
 def sampling_of(run: Listed, settings: Settings) -> Any:
+    """How to sample: the settings, and the longest reply of the run where they say none."""
     from alignlab.evaluate.speaker import Sampling
     from alignlab.rollout.sampling import check_sampling
 
