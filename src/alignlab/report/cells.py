@@ -7,9 +7,11 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from alignlab.errors import DataError
-from alignlab.report.tables import TextTable
+from alignlab.report.document import Block, Heading
+from alignlab.report.tables import TextTable, write_table
 
 Cell = str | float | int | None
 """None: nothing was measured."""
@@ -17,6 +19,15 @@ Cell = str | float | int | None
 LARGEST = 1e7
 SMALLEST = 1e-3
 """Beyond these a float is written with an exponent."""
+
+
+def headed_table(name: str, rows: Sequence[Mapping[str, Cell]], note: str, out: Path, *, heading: str) -> list[Block]:
+    """A heading and a table, which is written to out/tables too; nothing where there are no rows."""
+    if not rows:
+        return []
+    table = rows_table(rows, note=note, name=name)
+    write_table(out, name, table, rows_csv(rows, name=name))
+    return [Heading(heading), table]
 
 
 def rows_table(rows: Sequence[Mapping[str, Cell]], *, note: str, name: str) -> TextTable:

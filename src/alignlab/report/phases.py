@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignlab.report.cells import Cell, rows_csv, rows_table
+from alignlab.report.cells import Cell, headed_table
 from alignlab.report.collect import RunRecord, is_number
-from alignlab.report.document import Block, Heading
+from alignlab.report.document import Block
 from alignlab.report.summary import Row
-from alignlab.report.tables import write_table
 
 PHASE_NOTE = (
     "Of the trainings behind the rows, without evaluation (of several seeds the mean): wall time of the whole phase, "
@@ -42,9 +41,9 @@ def phase_blocks(rows: Sequence[Row], out: Path) -> list[Block]:
     changes = [line for row in rows for line in change_lines(row)]
     checkpoints = [line for row in rows for line in checkpoint_lines(row)]
     return [
-        *_table("phases", _used(phases), PHASE_NOTE, out, heading="Phases"),
-        *_table("changes", changes, CHANGE_NOTE, out, heading="From the start of training to its end"),
-        *_table("checkpoints", _filled(checkpoints), CHECKPOINT_NOTE, out, heading="Checkpoints"),
+        *headed_table("phases", _used(phases), PHASE_NOTE, out, heading="Phases"),
+        *headed_table("changes", changes, CHANGE_NOTE, out, heading="From the start of training to its end"),
+        *headed_table("checkpoints", _filled(checkpoints), CHECKPOINT_NOTE, out, heading="Checkpoints"),
     ]
 
 
@@ -144,11 +143,3 @@ def _filled(lines: Sequence[Mapping[str, Cell]]) -> list[dict[str, Cell]]:
 def _used(lines: Sequence[Mapping[str, Cell]]) -> list[dict[str, Cell]]:
     """The lines without the columns that none of them has a value for."""
     return [{name: line[name] for name in line if any(each[name] is not None for each in lines)} for line in lines]
-
-
-def _table(name: str, lines: Sequence[Mapping[str, Cell]], note: str, out: Path, *, heading: str) -> list[Block]:
-    if not lines:
-        return []
-    table = rows_table(lines, note=note, name=name)
-    write_table(out, name, table, rows_csv(lines, name=name))
-    return [Heading(heading), table]

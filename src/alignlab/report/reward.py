@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.report import figures
-from alignlab.report.cells import Cell, rows_csv, rows_table
+from alignlab.report.cells import Cell, headed_table
 from alignlab.report.document import Block, Commands, Heading, Picture, write_document
 from alignlab.report.figures import RewardModelPlot
-from alignlab.report.tables import shown, write_table
+from alignlab.report.tables import shown
 
 MODEL = "reward model"
 LENGTH_NOTE = (
@@ -36,7 +36,7 @@ def build_reward_report(folder: Path, name: str) -> None:
     content = json.loads((folder / "eval" / "reward.json").read_text(encoding="utf-8"))
     out = folder / "report"
     note = "95% intervals over pairs, over prompts where pairs have styles; ties half; calibration error: ECE."
-    headline = _table("reward", [_headline(name, content["metrics"])], note, out, heading="Held-out pairs")
+    headline = headed_table("reward", [_headline(name, content["metrics"])], note, out, heading="Held-out pairs")
     path = out / "figures" / "reward_model.png"
     figures.reward_model_quality([plot_of(name, content)], path, colours=figures.assign_colours([name]))
     blocks = [*headline, Picture(path, PICTURE), *reward_tables({name: content}, out)]
@@ -68,9 +68,9 @@ def reward_tables(contents: Mapping[str, Mapping[str, Any]], out: Path) -> list[
     size = max((len(content["styles"]) for content in styled.values()), default=0)
     styles = [row for label, content in styled.items() for row in _style_rows(label, content, size)]
     return [
-        *_table("reward_subsets", _filled(parts), SUBSET_NOTE, out, heading="Parts of the pairs"),
-        *_table("reward_styles", _filled(styles), STYLE_NOTE, out, heading="Styles of the replies"),
-        *_table("reward_length", _filled(lengths), LENGTH_NOTE, out, heading="Length"),
+        *headed_table("reward_subsets", _filled(parts), SUBSET_NOTE, out, heading="Parts of the pairs"),
+        *headed_table("reward_styles", _filled(styles), STYLE_NOTE, out, heading="Styles of the replies"),
+        *headed_table("reward_length", _filled(lengths), LENGTH_NOTE, out, heading="Length"),
     ]
 
 
@@ -136,15 +136,6 @@ def _filled(rows: Sequence[dict[str, Cell]]) -> list[dict[str, Cell]]:
     if len({row[MODEL] for row in rows}) == 1:
         used.remove(MODEL)
     return [{name: row[name] for name in used} for row in rows]
-
-
-def _table(name: str, rows: Sequence[Mapping[str, Cell]], note: str, out: Path, *, heading: str) -> list[Block]:
-    """A heading and a table, which is written to out/tables too; nothing where there are no rows."""
-    if not rows:
-        return []
-    table = rows_table(rows, note=note, name=name)
-    write_table(out, name, table, rows_csv(rows, name=name))
-    return [Heading(heading), table]
 
 
 def _interval(metrics: Mapping[str, float], name: str, *, digits: int, percent: bool = False) -> str:
