@@ -10,7 +10,8 @@ from alignlab.batches import IGNORE, Sequences
 from alignlab.evaluate.perplexity import heldout_perplexity
 from alignlab.models.policy import Policy
 from alignlab.models.reference import FrozenCopy
-from tests.tiny_models import make_peaky, tiny_causal, tiny_tokenizer
+from alignlab.models.source import ModelSource
+from tests.tiny_models import make_peaky, tiny_architecture, tiny_causal, tiny_tokenizer
 
 ROWS = [([5, 6, 7, 8, 9], 2), ([6, 5, 9], 1), ([8, 7, 6, 5], 3)]  # ids, tokens of the prompt
 
@@ -57,3 +58,11 @@ def test_a_model_does_not_drift_from_itself(policy):
 def test_without_a_reference_or_scored_tokens_figures_are_absent(policy):
     assert "perplexity_drift" not in heldout_perplexity(policy, [batch(ROWS)])
     assert heldout_perplexity(policy, []) == {}
+
+
+def test_dropout_is_off_while_responses_are_measured():
+    """Read with dropout, a policy would have another perplexity than a copy of itself."""
+    source = ModelSource(architecture=tiny_architecture("gpt2"), tokenizer=tiny_tokenizer(), dropout=0.5)
+    policy = source.load_policy().train()
+    figures = heldout_perplexity(policy, [batch(ROWS)], reference=FrozenCopy(policy))
+    assert figures["perplexity_drift"] == pytest.approx(1.0, abs=1e-5) and policy.training

@@ -10,7 +10,8 @@ from alignlab.errors import DataError
 from alignlab.evaluate.preference import evaluate_pairs
 from alignlab.models.policy import Policy
 from alignlab.models.reference import FrozenCopy
-from tests.tiny_models import tiny_causal, tiny_tokenizer
+from alignlab.models.source import ModelSource
+from tests.tiny_models import tiny_architecture, tiny_causal, tiny_tokenizer
 
 PAIRS = (("a cat", " purrs", " bites me"), ("so", " it is", " no"), ("hello", " you!", " dog"))
 """Prompt, chosen, rejected; a token is a character."""
@@ -97,3 +98,11 @@ def test_a_policy_has_gained_nothing_on_itself():
 def test_without_pairs_there_is_nothing_to_say():
     with pytest.raises(DataError, match=r"evaluation\.num_pairs: the test split has no pairs"):
         evaluate_pairs(make_policy(), reference=None, batches=[])
+
+
+def test_dropout_is_off_while_pairs_are_measured():
+    """Read with dropout, a policy would be some nats away from a copy of itself."""
+    source = ModelSource(architecture=tiny_architecture("gpt2"), tokenizer=tiny_tokenizer(), dropout=0.5)
+    policy = source.load_policy().train()
+    found = evaluate_pairs(policy, reference=FrozenCopy(policy), batches=[batch()])
+    assert found["implicit_margin"] == pytest.approx(0.0, abs=1e-4) and policy.training
