@@ -90,9 +90,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_and_the_others_are_listed(tmp
 
 
 def test_adapters_and_heads_are_counted_apart():
-    """tiny llama: 2 layers, 32 wide, key and value 16, MLP 64; LoRA of rank 4 on the seven linear layers of each."""
-    shapes = ((32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32))
-    per_block = sum(4 * (wide + narrow) for wide, narrow in shapes)
+    """tiny GPT-2: 2 layers, 32 wide; LoRA of rank 4 on the four linear layers of each; the value head has 32 + 1."""
     sizes = counted(make_method("ppo", adapter=lora()))
     per_block = sum(4 * (wide + narrow) for wide, narrow in ((32, 96), (32, 32), (32, 128), (128, 32)))
     assert sizes["parameters/adapter"] == 2 * per_block
@@ -104,3 +102,10 @@ def test_adapters_and_heads_are_counted_apart():
     assert sizes["parameters/total"] == whole["parameters/total"] + 2 * per_block
     reward = counted(make_method("reward", adapter=lora()))
     assert (reward["parameters/heads"], reward["parameters/adapter"]) == (32, 2 * per_block)
+
+
+def test_a_frozen_network_that_policy_and_critic_share_is_counted_once():
+    """A separate critic under LoRA has adapters and a head of its own beside the policy's frozen weights."""
+    shared, separate = (counted(make_method("ppo", adapter=lora(), critic=kind)) for kind in ("shared", "separate"))
+    assert separate["parameters/adapter"] == 2 * shared["parameters/adapter"]
+    assert separate["parameters/total"] == shared["parameters/total"] + shared["parameters/adapter"]
