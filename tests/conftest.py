@@ -1,6 +1,9 @@
 """Fixtures that all rooms' tests share."""
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,3 +23,26 @@ def real_data() -> Path:
     if not (folder / "README.md").exists():
         pytest.skip("needs real data: set ALIGNLAB_DATA to a folder that holds it")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _modules_of_this_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with _left_as_found(tmp_path_factory.getbasetemp()):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _modules_of_this_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with _left_as_found(tmp_path_factory.getbasetemp()):
+        yield
+
+
+@contextmanager
+def _left_as_found(made: Path) -> Iterator[None]:
+    """A command puts its folders on `sys.path`: neither they nor what was imported from `made` is left behind."""
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(made)):
+            del sys.modules[name]

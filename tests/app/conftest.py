@@ -107,9 +107,7 @@ def _make_toy(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(HERE / "toy", root, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(SHIPPED[0] / "config.yaml", root / "conf")
     monkeypatch.chdir(root)
-    monkeypatch.setattr(sys, "path", list(PYTHON_PATH))  # a planner appends its own folders
-    for name in [name for name in sys.modules if name.partition(".")[0] == "toylab"]:
-        del sys.modules[name]  # an earlier test's copy
+    monkeypatch.setattr(sys, "path", list(PYTHON_PATH))  # without the folder of another toy world
     monkeypatch.setattr(paths, "shipped", lambda: (root / "conf", root / "experiments"))
     monkeypatch.setattr(build, "work_of", _toy_work)
     return root

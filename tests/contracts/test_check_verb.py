@@ -26,8 +26,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "losses.py").write_text(RIGHT)
     (options / "soft_margin.yaml").write_text(YAML)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "losses", raising=False)
     return tmp_path
 
 
