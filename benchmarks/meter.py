@@ -4,8 +4,9 @@ With one thread a step's time is the process's own CPU time, which a busy machin
 the wall time of the steps during which other processes used less than 6 % of the machine: threads that wait for each
 other spin, so CPU time says nothing then. On a GPU it is wall time up to the device's last kernel.
 
-Memory is growth: the largest resident set of the counted steps over that of the loaded start, since what imports and
-weights take is no part of a method. On a GPU it is the peak of what is allocated there, weights included.
+Memory is growth: the largest resident set of the counted steps over that of the loaded start (every weight has been
+read), since what imports and weights take is no part of a method. On a GPU it is the peak of what is allocated there,
+weights included.
 """
 
 import ctypes
@@ -34,6 +35,8 @@ class Meter:
         self.warm, self.threads, self.device = warm, threads, device
         self.steps: list[Step] = []
         self._ticks = 0
+        if device == "cpu":
+            _load_weights()
         _give_back()
         self.start_mib = self._memory("VmRSS") if device == "cpu" else 0.0
         self.peak_mib = self.start_mib
@@ -113,6 +116,16 @@ class Meter:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:  # not allowed in some containers: the peak then includes the uncounted steps
             return
+
+
+def _load_weights() -> None:
+    """Read every weight: a file that is only mapped would else be loaded by the first step, and count as its growth."""
+    import torch
+
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.nn.Module):
+            for weight in thing.parameters(recurse=False):
+                weight.detach().sum()
 
 
 def _give_back() -> None:

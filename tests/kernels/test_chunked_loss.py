@@ -180,8 +180,8 @@ def test_impossible_temperatures_are_refused():
 
 
 def test_units_are_grouped_in_order_into_tiles():
-    weight = torch.empty(2**18, 1, device="meta")  # a tile of 64 rows
-    assert grouped([30, 30, 30, 70, 10, 54, 1], weight) == [
+    weight = torch.empty(2**18, 1, device="meta")  # a tile of 160 rows
+    assert grouped([70, 70, 70, 170, 30, 130, 1], weight) == [
         range(2),
         range(2, 3),
         range(3, 4),

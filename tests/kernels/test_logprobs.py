@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignlab.batches import IGNORE
 from alignlab.errors import ConfigError
-from alignlab.kernels.head import _compiled, exps_
+from alignlab.kernels.head import _compiled, exps_, row_stride
 from alignlab.kernels.logprobs import linear_argmax, linear_logprobs, shift_labels, token_logprobs
 from tests.reference import logprobs as twins
 from tests.reference.check import DTYPES, assert_close, assert_like_twin
@@ -182,7 +182,7 @@ def test_all_logits_never_exist_at_once():
     with LargestTensor() as seen:
         out = linear_logprobs(hidden, weight, labels, bias=bias, chunk_size=16, entropy=True)
         (out.logprobs.sum() + out.entropy.sum()).backward()
-    assert seen.numel == 16 * 300
+    assert seen.numel == 16 * row_stride(300, itemsize=4)
     with LargestTensor() as seen:  # the naive form is caught, so the watch works
         token_logprobs(hidden @ weight.T, labels).sum().backward()
     assert seen.numel == 400 * 300
@@ -352,3 +352,11 @@ def test_the_most_likely_tokens_are_chunked_too():
     with LargestTensor() as seen:
         linear_argmax(torch.randn(2048, 2).requires_grad_(), torch.randn(32_000, 2))
     assert seen.numel <= 2048 * 32_000 / 3
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "stride"), [(50257, 50272), (8192, 8208), (151936, 151936), (7, 16), (1024, 1040)]
+)
+def test_rows_of_a_tile_begin_on_cache_lines_and_not_all_at_one_place_of_a_page(vocabulary: int, stride: int):
+    assert row_stride(vocabulary, itemsize=4) == stride
+    assert row_stride(vocabulary, itemsize=4) * 4 % 64 == 0 and row_stride(vocabulary, itemsize=4) * 4 % 4096 != 0

@@ -22,7 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _TILE_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}  # 64 and 512 MiB in float32; smaller ones spend their time on overhead
-_MIN_ROWS = 64  # below this a matrix product is all memory traffic
+_MIN_ROWS = 160  # below this a matrix product is all memory traffic: 7 % slower at 110 (V = 151,936, D = 512)
+_CACHE_LINE, _PAGE = 64, 4096  # bytes
 _WHOLE = 4  # a part that must stay in one piece may be this many tiles large
 
 
@@ -64,7 +65,7 @@ class Head:
         self.weight = weight.to(self.operand)  # no copy for float32 weights
         self.bias = None if bias is None else bias.to(self.dtype)
         self.largest = largest
-        self._tile = torch.empty(largest, len(weight), dtype=self.dtype, device=weight.device)
+        self._tile = self._new_tile()
         self._scratch: Tensor | None = None
         self._slope: Tensor | None = None  # of the soft cap at the tile's logits; gradients need it
 
@@ -144,6 +145,11 @@ class Head:
         else:
             total += self._product(grad.to(self.operand).T, rows)
 
+    def _new_tile(self) -> Float[Tensor, "C V"]:
+        vocabulary = len(self.weight)
+        stride = row_stride(vocabulary, self.dtype.itemsize)
+        return torch.empty(self.largest, stride, dtype=self.dtype, device=self.weight.device)[:, :vocabulary]
+
     def _product(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         """a @ b in the dtype of the computation."""
         if self.operand == self.dtype:
@@ -153,12 +159,12 @@ class Head:
     def _keep_slope(self, tanh: Float[Tensor, "C V"]) -> None:
         """1 - tanh^2, for `gradient_`."""
         if self._slope is None:
-            self._slope = torch.empty_like(self._tile)
+            self._slope = self._new_tile()
         torch.square(tanh, out=self._slope[: len(tanh)]).neg_().add_(1.0)
 
     def _entr(self, rows: int) -> Tensor:
         if self._scratch is None:
-            self._scratch = torch.empty_like(self._tile)
+            self._scratch = self._new_tile()
         return self._scratch[:rows]
 
 
@@ -224,6 +230,17 @@ def operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     if hidden.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
         return torch.bfloat16
     return computed_dtype(hidden, weight)
+
+
+def row_stride(vocabulary: int, itemsize: int) -> int:
+    """Elements from one row of a tile to the next: rows begin on cache lines, and not all at one place of a page.
+
+    Matrix products are slow otherwise: GPT-2's 50,257 columns end to end take a head's three products 1.2 times as long
+    (float32, D = 768, one thread of a Zen 4), 8,192 columns 1.08 times.
+    """
+    line, page = _CACHE_LINE // itemsize, _PAGE // itemsize
+    aligned = -(-vocabulary // line) * line
+    return aligned + line if aligned % page == 0 else aligned
 
 
 def tile_rows(weight: Float[Tensor, "V D"]) -> int:
