@@ -3,9 +3,12 @@
 import csv
 import json
 
+import pytest
+
 from alignlab.evaluate.reward import summarise_scores
 from alignlab.evaluate.saving import save_evaluation
 from alignlab.report.reward import build_reward_report, reward_tables
+from alignlab.report.reward_seeds import content_over_seeds
 from alignlab.rows import PairFacts
 
 STYLED = [
@@ -58,3 +61,34 @@ def test_models_side_by_side_are_named_and_what_was_not_measured_has_no_table(tm
     assert [(row["reward model"], round(float(row["accuracy"]), 3)) for row in rows] == [("one", 0.333), ("two", 0.667)]
     assert reward_tables({"bare": contents["bare"]}, tmp_path / "none") == []
     assert not (tmp_path / "none").exists()
+
+
+def test_two_seeds_are_shown_as_their_means_with_student_t_and_their_pairs_together(tmp_path):
+    contents = []
+    for seed, found in enumerate((evaluation(), evaluation(-1.0))):  # right in 3 and in 6 of 9 pairs of each part
+        save_evaluation(tmp_path / str(seed), "reward", found)
+        contents.append(json.loads((tmp_path / str(seed) / "eval" / "reward.json").read_text()))
+    merged = content_over_seeds(contents)
+    half = 12.7062047 * (1 / 6)  # t(1 degree of freedom) x s / sqrt(2), with s = (2/3 - 1/3) / sqrt(2)
+    for metrics in (merged["metrics"], *(part["metrics"] for part in merged["subsets"])):
+        assert metrics["accuracy"] == pytest.approx(0.5)
+        assert metrics["accuracy_low"] == pytest.approx(0.5 - half, abs=1e-6)
+        assert metrics["accuracy_high"] == pytest.approx(0.5 + half, abs=1e-6)
+    assert [part["name"] for part in merged["subsets"]] == ["chat", "code"]
+    assert merged["styles"][1] == [0.5, 0.5, 0.5] and len(merged["margins"]) == 36
+    filled = [each for each in merged["calibration"] if each["count"]]
+    assert sum(each["count"] for each in filled) == 36 and all(each["accuracy"] == 0.5 for each in filled)
+    reward_tables({"mine": merged}, tmp_path)
+    assert [float(row["accuracy"]) for row in read(tmp_path / "tables" / "reward_subsets.csv")] == [0.5, 0.5]
+    assert content_over_seeds(contents[:1]) is contents[0] and content_over_seeds([{}, contents[0]]) == {}
+
+
+def test_bins_of_two_seeds_are_pooled_by_their_pairs():
+    def content(count, confidence, accuracy):
+        bins = [{"low": 0.5, "high": 1.0, "count": count, "confidence": confidence, "accuracy": accuracy}]
+        return {"metrics": {}, "margins": [], "calibration": bins, "subsets": [], "styles": []}
+
+    [pooled] = content_over_seeds([content(1, 0.6, 0.0), content(3, 0.8, 1.0)])["calibration"]
+    assert pooled == {"low": 0.5, "high": 1.0, "count": 4, "confidence": pytest.approx(0.75), "accuracy": 0.75}
+    [alone] = content_over_seeds([content(0, None, None), content(2, 0.9, 0.5)])["calibration"]
+    assert (alone["count"], alone["accuracy"]) == (2, 0.5)

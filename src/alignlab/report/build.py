@@ -144,8 +144,7 @@ def _reward_blocks(rewards: Sequence[Row], out: Path, *, colours: Mapping[str, s
         blocks.append(
             Picture(path, "Held-out accuracy, margins and calibration; dots on the dashed diagonal are calibrated.")
         )
-    contents_of = {row.label: row.records[0].evaluations.get("reward", {}) for row in rewards}
-    return blocks + reward_tables(contents_of, out)
+    return blocks + reward_tables({row.label: contents.reward_content(row) for row in rewards}, out)
 
 
 def _training_blocks(

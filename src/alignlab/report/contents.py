@@ -7,6 +7,7 @@ from typing import Any
 from alignlab.report.collect import is_number
 from alignlab.report.document import Replies, Reply
 from alignlab.report.figures import Curve, FrontierPoint, Lengths, RewardModelPlot
+from alignlab.report.reward_seeds import Content, content_over_seeds
 from alignlab.report.summary import Row
 from alignlab.report.tables import shown
 
@@ -68,11 +69,16 @@ def reply_lengths(rows: Sequence[Row]) -> list[Lengths]:
     return found
 
 
+def reward_content(row: Row) -> Content:
+    """The held-out pairs of a reward model's row, all its seeds in one; {} where they were not evaluated."""
+    return content_over_seeds([record.evaluations.get("reward", {}) for record in row.records])
+
+
 def reward_model_plots(rows: Sequence[Row]) -> list[RewardModelPlot]:
-    """Accuracy of each row; margins and calibration of its first run, where that saved them."""
+    """Accuracy of each row; margins and calibration of the pairs of all its seeds, where they were saved."""
     plots = []
     for row in rows:
-        content = row.records[0].evaluations.get("reward", {})
+        content = reward_content(row)
         bins = [(each["confidence"], each["accuracy"], each["count"]) for each in content.get("calibration", [])]
         margins = [margin for margin in content.get("margins", []) if margin is not None]
         if "accuracy" in row.values:

@@ -21,7 +21,8 @@ LENGTH_NOTE = (
     "where it is the shorter one; correlation: Pearson's, of margin and length of chosen - length of rejected."
 )
 SUBSET_NOTE = (
-    "Ties half; low and high: 95% interval (Wilson over pairs; Student t over prompts where pairs have styles). "
+    "Ties half; low and high: 95% interval (Wilson over pairs; Student t over prompts where pairs have styles; of "
+    "several seeds the means, Student t over seeds). "
     "Longer wins: how often the longer reply is the chosen one."
 )
 STYLE_NOTE = (
@@ -59,7 +60,8 @@ def plot_of(name: str, content: Mapping[str, Any]) -> RewardModelPlot:
 def reward_tables(contents: Mapping[str, Mapping[str, Any]], out: Path) -> list[Block]:
     """Headings and tables of all evaluations (label -> eval/reward.json) that have what they show; also as files.
 
-    Of a row of several seeds the first is shown. An evaluation that was written without facts of its pairs has none.
+    Of a row of several seeds: see `content_over_seeds`. An evaluation that was written without facts of its pairs has
+    none.
     """
     known = {label: content for label, content in contents.items() if "longer_accuracy" in content.get("metrics", {})}
     lengths = [_length_row(label, content["metrics"]) for label, content in known.items()]

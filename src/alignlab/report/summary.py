@@ -77,7 +77,7 @@ def summarise(runs: Mapping[str, Sequence[Path]], *, baseline: str | None) -> li
     for need, found in records.items():
         for label, group, settings in _groups(need, found):
             figures = [_figures(record, [] if need == baseline else against) for record in group]
-            rows.append(Row(label, need, tuple(group), _over_seeds(figures), settings))
+            rows.append(Row(label, need, tuple(group), over_seeds(figures), settings))
     return rows
 
 
@@ -207,7 +207,7 @@ def _exact_values(record: RunRecord) -> dict[str, float]:
     return found | {name: record.exact[exact] for name, exact in stand_ins.items() if exact in record.exact}
 
 
-def _over_seeds(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def over_seeds(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Means over seeds; figures that some seed lacks are left out."""
     shared = [name for name in figures[0] if all(name in each for each in figures)]
     if len(figures) == 1:
