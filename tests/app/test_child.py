@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from alignlab.app import child, runfolder
+from alignlab.app.building import child
+from alignlab.app.runs import runfolder
 
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
-from alignlab.app import build, child
+from alignlab.app.building import build, child
 
 def train(cfg, folder, target):
     said = json.loads(Path("said.json").read_text())
@@ -95,7 +96,7 @@ def test_the_childs_failure_is_the_runs(ddp):
 
 
 def test_another_rank_works_and_leaves_no_result(ddp, monkeypatch):
-    from alignlab.app import build
+    from alignlab.app.building import build
     from tests.app import toywork
 
     assert ddp.run("method=sft") == 0

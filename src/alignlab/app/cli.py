@@ -16,17 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignlab.app import runfolder, stop
-from alignlab.app.asked import Asked, ask
-from alignlab.app.build import build
-from alignlab.app.completion import complete
-from alignlab.app.compose import job_overrides, parse_args, run_app
-from alignlab.app.made import value_faults
-from alignlab.app.nearest import hint
-from alignlab.app.paths import Roots, roots
-from alignlab.app.quiet import quiet
-from alignlab.app.show import columns, headline
-from alignlab.app.targets import Given, Planner, Target, plan
+from alignlab.app.building.build import build
+from alignlab.app.commands.completion import complete
+from alignlab.app.commands.show import columns, headline
+from alignlab.app.configs.compose import job_overrides, parse_args, run_app
+from alignlab.app.configs.made import value_faults
+from alignlab.app.configs.nearest import hint
+from alignlab.app.configs.paths import Roots, roots
+from alignlab.app.planning.asked import Asked, ask
+from alignlab.app.planning.targets import Given, Planner, Target, plan
+from alignlab.app.runs import runfolder, stop
+from alignlab.app.runs.quiet import quiet
 from alignlab.errors import AlignlabError, ConfigError
 
 log = logging.getLogger("alignlab")
@@ -172,7 +172,7 @@ def _print_run(target: Target, before: str = "") -> None:
 
 
 def _verb(word: str, rest: list[str]) -> int:
-    from alignlab.app.verbs import VERBS
+    from alignlab.app.commands.verbs import VERBS
 
     if word not in VERBS:
         what = "a setting is key=value, and the verbs are"
