@@ -199,7 +199,7 @@ def test_nothing_is_left_in_the_working_directory(toy):
 def test_a_job_travels_to_another_process(toy):
     import pickle
 
-    from alignlab.app.cli import Job
+    from alignlab.app.commands.launch import Job
 
     job = Job(paths.roots(), "launch", toy.planner())
     assert pickle.loads(pickle.dumps(job)) == Job(paths.roots(), "launch", None)

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from alignlab.app.building.child import needs_several_processes, run_child
+from alignlab.app.building.processes import needs_several_processes, run_child
 from alignlab.app.configs.content import saved
 from alignlab.app.planning.targets import Given, Target
 from alignlab.app.runs import record, runfolder, stop

@@ -13,6 +13,7 @@ from pathlib import Path
 from alignlab.app.commands.chat import chat_verb
 from alignlab.app.commands.check import check_verb
 from alignlab.app.commands.export import export_verb
+from alignlab.app.commands.launch import command
 from alignlab.app.commands.show import columns, describe_time, plan_text, runs_text
 from alignlab.app.configs.compose import parse_args
 from alignlab.app.configs.content import saved
@@ -59,8 +60,6 @@ def eval_verb(words: list[str]) -> int:
 
     A run whose config, data or code has changed since is evaluated as it is, never trained again for it.
     """
-    from alignlab.app.cli import command
-
     flags = (
         words.index(next((w for w in words if w.startswith("-")), ""))
         if any(w.startswith("-") for w in words)

@@ -1,4 +1,4 @@
-"""A run is a target, as in make: composed, keyed and planned here, built in build.py.
+"""A run is a target, as in make: composed, keyed and planned here, built in `building`.
 
 A target *is* a list of overrides. Its key is a hash of everything that may change its result; its folder is
 `<runs>/<name>-<key>`, and the folder is the cache entry. So the same command leads to the same folder.
