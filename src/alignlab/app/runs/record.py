@@ -7,7 +7,6 @@ import resource
 import socket
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,9 @@ LIBRARIES = (
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Installed versions, read from package metadata: nothing is imported."""
+    """Installed versions, read from package metadata: none of the libraries is imported."""
+    from importlib import metadata  # it brings the email package along: not for every start
+
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
