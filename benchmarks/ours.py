@@ -41,7 +41,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Time, memory and losses of one case."""
-    from alignlab.app.quiet import quiet
+    from alignlab.app.runs.quiet import quiet
 
     quiet()
     case, of = CASES[arguments.case], arguments.workload
@@ -68,7 +68,7 @@ def train(words: list[str], folder: Path, arguments: argparse.Namespace) -> tupl
     from omegaconf import OmegaConf
 
     import alignlab
-    from alignlab.app.work import train as run
+    from alignlab.app.work.kinds import train as run
 
     cfg = alignlab.compose(words)
     steps = {"warm": WARM_STEPS, "steps": counted_steps(arguments)}
@@ -197,7 +197,7 @@ def rollouts(words: list[str], of: Workload, folder: Path, arguments: argparse.N
     from omegaconf import OmegaConf
 
     import alignlab
-    from alignlab.app.training import make_data
+    from alignlab.app.work.training import make_data
     from alignlab.methods import on_policy
     from alignlab.rows import PromptRow
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from alignlab.app.paths import roots
-from alignlab.app.preflight import preflight
-from alignlab.app.targets import Planner
+from alignlab.app.configs.paths import roots
+from alignlab.app.planning.preflight import preflight
+from alignlab.app.planning.targets import Planner
 
 REPO = Path(__file__).parents[1]
 CONF, EXPERIMENTS = REPO / "conf", REPO / "experiments"

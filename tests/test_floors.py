@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ FLOORS = {
     **dict.fromkeys(("contracts", "evaluate", "report"), 5),
     "app": 6,
 }
+APP = ("configs", "runs", "planning", "work", "building", "commands", "cli", "api")
+"""Rooms of the app in their order, and what stands on top: each imports only from those before it, or from itself."""
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
@@ -28,6 +31,26 @@ def imports(path: Path) -> set[str]:
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         found |= {name.split(".")[1] for name in names if name.startswith("alignlab.")}
     return found
+
+
+def modules_imported(path: Path) -> set[str]:
+    """Modules of alignlab that a module imports by full name, anywhere in it, in functions and for types too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written out"
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in NAMES else str(node.module) for name in below}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & set(NAMES)
+
+
+def name_of(path: Path) -> str:
+    return ".".join(("alignlab", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+NAMES = {name_of(path): path for path in MODULES}
 
 
 def room_of(path: Path) -> str:
@@ -44,6 +67,19 @@ def test_an_import_points_down_or_stays_in_its_room(path: Path):
 
 def test_every_room_has_a_floor():
     assert {room_of(path) for path in MODULES} - {"__init__", "__main__"} == set(FLOORS)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("alignlab.app.")])
+def test_inside_the_app_an_import_points_to_a_room_before(name: str):
+    place = APP.index(name.split(".")[2])  # every room and module of the app has its place
+    for other in modules_imported(NAMES[name]):
+        if other.startswith("alignlab.app."):
+            assert APP.index(other.split(".")[2]) <= place, f"{name} imports {other}"
+
+
+def test_no_import_of_the_app_leads_back_to_where_it_began():
+    graph = {name: modules_imported(path) for name, path in NAMES.items() if name.startswith("alignlab.app")}
+    list(TopologicalSorter(graph).static_order())  # CycleError names the modules of a circle
 
 
 @pytest.mark.parametrize("library", ["hydra", "omegaconf"])

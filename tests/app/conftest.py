@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from alignlab.app import build, paths
+from alignlab.app.building import build
 from alignlab.app.cli import main
-from alignlab.app.targets import Planner, Target
+from alignlab.app.configs import paths
+from alignlab.app.planning.targets import Planner, Target
 from tests.app import toywork
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from alignlab.app import runfolder
+from alignlab.app.runs import runfolder
 
 DPO = "experiments=quickstart/dpo"
 
@@ -164,7 +164,7 @@ def test_a_stopped_sweep_ends_with_the_signals_code_and_tells_what_did_not_run(t
 
 
 def test_a_stopped_sweep_reports_each_job(toy, monkeypatch):
-    from alignlab.app import build
+    from alignlab.app.building import build
     from tests.app import toywork
 
     def train(cfg, folder, target):
@@ -181,7 +181,7 @@ def test_a_stopped_sweep_reports_each_job(toy, monkeypatch):
 
 def test_a_library_that_turns_ctrl_c_into_an_exit_is_seen_through(toy, monkeypatch):
     """Lightning answers KeyboardInterrupt with sys.exit(1)."""
-    from alignlab.app import build
+    from alignlab.app.building import build
 
     def train(cfg, folder, target):
         try:

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from alignlab.app.cli import main
-from alignlab.app.runfolder import as_json
+from alignlab.app.runs.runfolder import as_json
 from alignlab.evaluate.quality import QualityFilter
 from alignlab.evaluate.speaker import Speaker
 from alignlab.models.adapters import LoRA

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from alignlab.app import child, runfolder
+from alignlab.app.building import child, processes
+from alignlab.app.runs import runfolder
 
 SCRIPT = """
 import json, os, sys, time
 from pathlib import Path
-from alignlab.app import build, child
+from alignlab.app.building import build, child
 
 def train(cfg, folder, target):
     said = json.loads(Path("said.json").read_text())
@@ -37,7 +38,7 @@ sys.exit(child.main(sys.argv[1:]))
 def ddp(toy, monkeypatch):
     (toy.root / "script.py").write_text(SCRIPT)
     (toy.root / "said.json").write_text("{}")
-    monkeypatch.setattr(child, "ENTRY", (str(toy.root / "script.py"),))
+    monkeypatch.setattr(processes, "ENTRY", (str(toy.root / "script.py"),))
     return toy
 
 
@@ -60,7 +61,7 @@ def seen(toy):
     ],
 )
 def test_which_devices_need_a_child(devices, several):
-    assert child.needs_several_processes(devices) == several
+    assert processes.needs_several_processes(devices) == several
 
 
 def test_the_command_is_not_for_torchrun(toy, monkeypatch):
@@ -95,17 +96,17 @@ def test_the_childs_failure_is_the_runs(ddp):
 
 
 def test_another_rank_works_and_leaves_no_result(ddp, monkeypatch):
-    from alignlab.app import build
+    from alignlab.app.building import build
     from tests.app import toywork
 
     assert ddp.run("method=sft") == 0
     folder = ddp.folder("sft")
-    (folder / child.RESULT).unlink(missing_ok=True)
+    (folder / processes.RESULT).unlink(missing_ok=True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(build, "work_of", lambda kind: toywork.train)
     before = (folder / "run.json").read_text()
     assert child.main([str(folder)]) == 0
-    assert not (folder / child.RESULT).exists() and (folder / "run.json").read_text() == before
+    assert not (folder / processes.RESULT).exists() and (folder / "run.json").read_text() == before
 
 
 def test_a_stopped_parent_ends_its_child(ddp):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alignlab.app import paths
 from alignlab.app.cli import main
+from alignlab.app.configs import paths
 
 DPO = "experiments=quickstart/dpo"
 
@@ -175,7 +175,7 @@ def test_a_plan_imports_no_torch(toy):
 
 
 def test_doctor_says_what_is_there(toy, monkeypatch):
-    from alignlab.app import verbs
+    from alignlab.app.commands import verbs
 
     monkeypatch.setattr(verbs, "_devices", lambda: ["cpu"])
     assert toy.run("doctor") == 0
@@ -199,7 +199,7 @@ def test_nothing_is_left_in_the_working_directory(toy):
 def test_a_job_travels_to_another_process(toy):
     import pickle
 
-    from alignlab.app.cli import Job
+    from alignlab.app.commands.launch import Job
 
     job = Job(paths.roots(), "launch", toy.planner())
     assert pickle.loads(pickle.dumps(job)) == Job(paths.roots(), "launch", None)

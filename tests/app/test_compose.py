@@ -6,8 +6,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from alignlab.app import paths
-from alignlab.app.compose import Composer
+from alignlab.app.configs import paths
+from alignlab.app.configs.compose import Composer
 from alignlab.errors import ConfigError
 
 LINES = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from alignlab.app.training import DECODERS, LAYOUTS, check_hardware, use_threads
+from alignlab.app.work.training import DECODERS, LAYOUTS, check_hardware, use_threads
 from alignlab.errors import ConfigError
 from alignlab.models.decoding import Decoder
 from alignlab.models.packing import Layout

@@ -2,10 +2,11 @@
 
 import pytest
 
-from alignlab.app.asked import checked
-from alignlab.app.made import make, value_faults
-from alignlab.app.paths import roots
-from alignlab.app.targets import Planner, plan
+from alignlab.app.configs.made import make
+from alignlab.app.configs.paths import roots
+from alignlab.app.planning.asked import checked
+from alignlab.app.planning.targets import Planner, plan
+from alignlab.app.planning.tried import value_faults
 from alignlab.errors import ConfigError
 
 LINES = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from alignlab.app.asked import checked
+from alignlab.app.planning.asked import checked
 from alignlab.errors import ConfigError
 
 DPO = "experiments=quickstart/dpo"

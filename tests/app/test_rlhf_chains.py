@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from alignlab.app.cli import main
-from alignlab.app.paths import roots
-from alignlab.app.preflight import preflight
-from alignlab.app.targets import Planner, plan
+from alignlab.app.configs.paths import roots
+from alignlab.app.planning.preflight import preflight
+from alignlab.app.planning.targets import Planner, plan
 from tests.tiny_models import tiny_tokenizer
 
 SHORT = {

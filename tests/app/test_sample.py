@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from alignlab.app.cli import main
-from alignlab.app.paths import roots
-from alignlab.app.targets import Planner
+from alignlab.app.configs.paths import roots
+from alignlab.app.planning.targets import Planner
 from alignlab.evaluate.best_of_n import kl_bound
 from tests.app.test_exact_world import WORLD
 from tests.rollout.chat_server import chat_server

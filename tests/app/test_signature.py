@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from alignlab.app import paths
-from alignlab.app.signature import bind, signature
-from alignlab.app.source import Sources
+from alignlab.app.configs import paths
+from alignlab.app.configs.signature import bind, signature
+from alignlab.app.configs.source import Sources
 
 
 @pytest.fixture

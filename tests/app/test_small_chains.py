@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from alignlab.app.cli import main
-from alignlab.app.needs import flat
-from alignlab.app.paths import roots
-from alignlab.app.targets import Planner
+from alignlab.app.configs.paths import roots
+from alignlab.app.configs.spell import flat
+from alignlab.app.planning.targets import Planner
 from alignlab.models.reference import FrozenCopy
 from alignlab.models.saving import load_policy
 from tests import tiny_models as tiny

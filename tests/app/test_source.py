@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from alignlab.app import paths
-from alignlab.app.source import Sources
+from alignlab.app.configs import paths
+from alignlab.app.configs.source import Sources
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import random
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from alignlab.app.spell import flat, spell
+from alignlab.app.configs.spell import flat, spell
 
 VALUES = [
     *(

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from alignlab.app import paths
-from alignlab.app.targets import Planner, plan
+from alignlab.app.configs import paths
+from alignlab.app.planning.targets import Planner, plan
 from alignlab.errors import ConfigError
 
 DPO = "experiments=quickstart/dpo"

@@ -51,8 +51,8 @@ def test_the_wheel_plans_the_quickstart_from_another_folder(installed):
 
 
 def test_the_same_run_has_the_same_key_in_the_wheel_and_in_the_checkout(installed):
-    from alignlab.app import paths
-    from alignlab.app.targets import Planner
+    from alignlab.app.configs import paths
+    from alignlab.app.planning.targets import Planner
 
     key = Planner(paths.roots()).target(["experiments=quickstart/dpo"]).key
     assert key in run(installed, "plan", "experiments=quickstart/dpo").stdout

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from alignlab.app.check import losses_of, with_method
-from alignlab.app.paths import roots
-from alignlab.app.targets import Planner
+from alignlab.app.commands.check import losses_of, with_method
+from alignlab.app.configs.paths import roots
+from alignlab.app.planning.targets import Planner
 from alignlab.contracts import Outcome, check
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from alignlab.app.loggers import FileLogger
+from alignlab.app.runs.loggers import FileLogger
 from alignlab.data.module import DataModule
 from alignlab.losses.policy import PPOPolicyLoss, ValueLoss
 from alignlab.losses.preference import DPOLoss

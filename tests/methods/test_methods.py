@@ -149,7 +149,7 @@ def test_zero_steps_and_a_beta_are_as_asked():
 def test_a_best_metric_of_ones_own_says_which_way_is_better():
     from omegaconf import OmegaConf
 
-    from alignlab.app.training import best_metric
+    from alignlab.app.work.training import best_metric
 
     method = make_method("dpo")
     task = {"best_metric": "validation/loss", "best_mode": None}

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from alignlab.app import runfolder
-from alignlab.app.asked import checked
-from alignlab.app.build import build
-from alignlab.app.paths import roots
-from alignlab.app.quiet import quiet
-from alignlab.app.spell import flat, spell
-from alignlab.app.targets import Planner
+from alignlab.app.building.build import build
+from alignlab.app.configs.paths import roots
+from alignlab.app.configs.spell import flat, spell
+from alignlab.app.planning.asked import checked
+from alignlab.app.planning.targets import Planner
+from alignlab.app.runs import runfolder
+from alignlab.app.runs.quiet import quiet
 from alignlab.errors import ConfigError
 
 if TYPE_CHECKING:
