@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignlab.batches import PromptBatch
-from alignlab.errors import ConfigError, DataError
+from alignlab.errors import ConfigError, DataError, ModelError, NonFiniteError
 from alignlab.evaluate.policy import evaluate_policy
 from alignlab.models.policy import Policy
 from alignlab.models.reference import FrozenCopy
@@ -212,3 +212,12 @@ def test_impossible_settings_and_empty_data_are_named(policy):
         evaluate_policy(policy, reference=None, prompts=batches(), max_new_tokens=2, temperature=0, seed=0)
     with pytest.raises(DataError, match="no prompts"):
         evaluate_policy(policy, reference=None, prompts=[], **SETTINGS)
+
+
+@pytest.mark.parametrize("role", ["gold", "proxy"])
+def test_a_reward_that_does_not_answer_with_one_number_per_reply_is_refused(policy, role):
+    """Its mean would be NaN, or that of the wrong replies."""
+    for answer, error in (([1.0, float("nan"), 2.0], NonFiniteError), ([1.0, 2.0, 3.0, 4.0], ModelError)):
+        reward = {role: lambda prompts, responses, answer=answer: torch.tensor(answer)}
+        with pytest.raises(error):
+            evaluate_policy(policy, reference=None, prompts=batches(("a", "b", "c")), **reward, **SETTINGS)
