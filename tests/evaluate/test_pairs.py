@@ -87,6 +87,12 @@ def test_styles_of_two_records_worked_by_hand():
     assert metrics["accuracy_low"] == pytest.approx(prompts.low) and metrics["accuracy_high"] == pytest.approx(
         prompts.high
     )
+    # mean margins -1 and 2
+    prompts = mean_interval([-1.0, 2.0])
+    assert (metrics["margin_low"], metrics["margin_high"]) == pytest.approx((prompts.low, prompts.high))
+    # hard: right on 0 / 3 and 2.5 / 3
+    prompts = mean_interval([0.0, 2.5 / 3])
+    assert metrics["hard_accuracy_low"] == pytest.approx(prompts.low)
     assert evaluation.subsets[0].styles == [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
     assert evaluation.subsets[1].metrics["hard_accuracy"] == pytest.approx(2.5 / 3)
 
