@@ -52,6 +52,9 @@ def test_calibration_error_of_two_bins_worked_by_hand():
     assert second.confidence == pytest.approx(0.9)
     metrics = summarise_scores(margins, [0.0] * 4, num_bins=2).metrics
     assert metrics["calibration_error"] == pytest.approx((2 * 0.1 + 2 * 0.1) / 4)
+    # right three times of four in the second: a bin counts by its pairs
+    metrics = summarise_scores([*margins, high, -high], [0.0] * 6, num_bins=2).metrics
+    assert metrics["calibration_error"] == pytest.approx((2 * 0.1 + 4 * 0.15) / 6)
 
 
 def test_extreme_margins_fall_into_the_last_bin_and_stay_finite():

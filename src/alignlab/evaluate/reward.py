@@ -75,8 +75,8 @@ def evaluate_reward_model(
 ) -> RewardEvaluation:
     """Scores all pairs (eval mode, no gradients; the model's mode is restored) and compares.
 
-    `facts` holds what else is known of each pair, by its number in `batch.rows`. Chosen is the reply that the label says
-    is likelier the better one; a pair of preference 1/2 is left out. Else each pair counts once, whatever its weight.
+    `facts` holds what else is known of each pair, by its number in `batch.rows`. Chosen is the reply that the label
+    says is likelier the better one; a pair of preference 1/2 is left out. Each other counts once, whatever its weight.
 
     Raises:
         ConfigError: num_bins below 1.
