@@ -257,7 +257,7 @@ def test_every_figure_of_several_replies_is_over_prompts(policy, reference):
     scores = rouge([sample["response"] for sample in samples], [text for text in wanted for _ in range(2)])["rouge_1"]
     assert metrics["rouge_1"] == pytest.approx(sum(scores) / 6) and len(set(scores)) > 1
     cut = sum(not sample["complete"] for sample in samples)
-    assert metrics["problem_cut_off"] == cut / 6 and 0 < cut
+    assert metrics["problem_cut_off"] == cut / 6 and cut > 0
     spoilt = [float(bool({"empty", "repetition", "gibberish", "broken"} & set(each["problems"]))) for each in samples]
     shares = [1 - (spoilt[first] + spoilt[first + 1]) / 2 for first in (0, 2, 4)]
     wilson = share_interval(sum(shares), 3)  # being cut off is no fault
