@@ -99,6 +99,13 @@ def test_paired_bootstrap_is_seeded_and_close_to_the_t_interval():
     assert interval.high == pytest.approx(expected.high, abs=0.03)
 
 
+def test_the_paired_bootstrap_of_one_prompt_has_no_interval():
+    """All resamples of it are alike: the percentiles would be the point itself."""
+    interval = paired_bootstrap([3.0], [1.0], seed=0)
+    assert interval.mean == 2.0 and interval.count == 1
+    assert math.isnan(interval.low) and math.isnan(interval.high) and math.isnan(interval.stderr)
+
+
 def test_samples_match_by_row_and_prompt_and_average_their_replies():
     ours = [
         {"row": 1, "prompt": "a", "gold_reward": 1.0},

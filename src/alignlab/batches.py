@@ -90,6 +90,18 @@ class PreferenceBatch(NamedTuple):
         reference = None if self.ref_logprobs is None else self.ref_logprobs[rows]
         return PreferenceBatch(self.sequences.take(rows), self.rows[index], preference, weight, reference)
 
+    def likelier(self) -> "PreferenceBatch":
+        """The pairs as an evaluation takes them: the likelier better reply as the chosen one, each label for certain.
+
+        A pair of preference 1/2 says nothing and is left out; weights, and what a reference said, are dropped.
+        """
+        if self.preference is None:
+            return PreferenceBatch(self.sequences, self.rows)
+        told = (self.preference != 0.5).nonzero()[:, 0]
+        other = len(self.rows) * (self.preference[told] < 0.5).long()  # how far down its chosen reply stands
+        both = torch.cat([told + other, told + len(self.rows) - other])
+        return PreferenceBatch(self.sequences.take(both), self.rows[told])
+
     def sequence_rows(self, index: Int[Tensor, "p"]) -> Int[Tensor, "2p"]:
         """Which of `sequences` those pairs are: their chosen replies, then their rejected ones."""
         return torch.cat([index, index + len(self.rows)])

@@ -59,7 +59,8 @@ class PreferenceRow:
 
 
 class PairFacts(NamedTuple):
-    """What an evaluation may ask about a pair beside its scores."""
+    """What an evaluation may ask about a pair beside its scores; chosen: the reply that its label says is likelier
+    the better one (`PreferenceBatch.likelier`)."""
 
     prompt: int  # the same number where the prompt is the same
     chosen_length: int  # characters, as the reply stands in the data: the same for every tokenizer and max_length

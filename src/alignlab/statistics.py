@@ -115,6 +115,8 @@ def paired_bootstrap(
 
     _check_paired(ours, theirs)
     point = mean_interval([mine - other for mine, other in zip(ours, theirs)])
+    if point.count == 1:
+        return point  # every resample of one prompt is that prompt: no spread, which is not no error
     differences = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     chosen = np.random.default_rng(seed).integers(len(differences), size=(draws, len(differences)))
     means = differences[chosen].mean(axis=1)

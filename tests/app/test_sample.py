@@ -7,18 +7,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from alignlab.app.cli import main
 from alignlab.app.configs.paths import roots
 from alignlab.app.planning.targets import Planner
+from alignlab.app.work.sample import _exact
+from alignlab.batches import PromptBatch
 from alignlab.evaluate.best_of_n import kl_bound
+from alignlab.rollout.generate import generate
 from tests.app.test_exact_world import WORLD
 from tests.rollout.chat_server import chat_server
 from tests.test_readme import SMALL
+from tests.worlds.test_exact_source import make_world, tiny_policy
 
 SFT = ["experiments=quickstart/sft", *SMALL, "method.max_steps=2", "hardware.progress=false"]
 SAMPLE = [*SFT, "task=sample", "task.n=3", "task.batch_size=1", "task.num_prompts=12"]
@@ -142,6 +148,30 @@ def test_the_estimate_agrees_with_the_exact_world(tmp_path: Path):
         assert metrics[f"best_of_{n}/exact_kl"] <= metrics[f"best_of_{n}/kl_bound"] == kl_bound(n)
     gain = metrics["best_of_8/exact_score"] - metrics["best_of_1/exact_score"]
     assert gain > 0.2, "the tolerance above would tell nothing"
+
+
+def test_exact_figures_are_of_the_distribution_that_is_drawn_from():
+    """Of the tempered policy: the mean length of 4000 replies. None where replies are drawn or cut in another way."""
+
+    def exact(**changed: Any) -> Any:
+        settings = {"n": 1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": None}
+        cfg = OmegaConf.create({"task": settings | changed})
+        return _exact(cfg, policy, SimpleNamespace(source=SimpleNamespace(world=world)), lengths, gold=False)
+
+    def lengths(prompts: Any, replies: Any) -> torch.Tensor:
+        return torch.tensor([float(len(reply)) for reply in replies])
+
+    world, policy = make_world(), tiny_policy()
+    ids = torch.ones(4000, 1, dtype=torch.int64)
+    prompts = PromptBatch(ids, ids.bool(), torch.arange(4000), ("a",) * 4000)
+    generator = torch.Generator().manual_seed(1)
+    drawn = generate(policy, prompts, max_new_tokens=3, temperature=2.0, generator=generator).responses
+    found = exact(temperature=2.0)[1].score
+    assert found == pytest.approx(float(lengths([], drawn).mean()), abs=0.06)  # three errors
+    assert abs(found - exact()[1].score) > 0.2, "the tolerance above would tell nothing"
+    assert exact(max_new_tokens=3) == exact()
+    for other in ({"top_k": 2}, {"top_p": 0.9}, {"max_new_tokens": 2}):
+        assert exact(**other) is None
 
 
 def test_another_reward_other_prompts_and_a_model_folder(whole: Path, tmp_path: Path):

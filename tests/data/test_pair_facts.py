@@ -17,6 +17,8 @@ def test_facts_have_lengths_in_characters_whatever_was_cut_off():
     facts = module(Rows([], test=rows)).test_rows.pair_facts()
     assert facts[0] == PairFacts(facts[1].prompt, 4, 3, "a", (1, 0))
     assert facts[1][1:] == (180, 3, None, None)
+    turned = [PreferenceRow("n0:", " yes", " no", 0.4, 2.0, "a", (1, 0))]  # likelier the other way round
+    assert module(Rows([], test=turned)).test_rows.pair_facts()[0][1:] == (3, 4, "a", (0, 1))
 
 
 def test_facts_stay_with_their_rows_where_some_are_held_out():

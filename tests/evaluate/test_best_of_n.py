@@ -12,6 +12,7 @@ import torch
 
 from alignlab.errors import ConfigError, DataError
 from alignlab.evaluate.best_of_n import (
+    ExactBest,
     best_of_n,
     exact_best_of_n,
     exact_figures_of_best,
@@ -132,6 +133,23 @@ def test_intervals_are_over_prompts_and_the_table_has_a_row_for_each_n():
     assert [row["n"] for row in rows] == [1, 2, 4] and rows[2]["KL bound"] == math.log(4) - 0.75
     assert found.metrics["best_of_4/score"] == 6.0 and found.metrics["best_of_4/gold"] == -6.0
     assert found.curves["best_of_n"].lines["score"][2] == (kl_bound(4), 6.0)
+    assert found.notes == [
+        "Best of 4 scores 6.000, +3.750 over one reply, at most 0.64 nats away.",
+        "Its gold reward is -6.000, -3.750 over one reply.",
+    ]
+
+
+def test_of_prompts_with_different_numbers_of_replies_the_least_is_the_most_that_is_estimated():
+    levels = best_of_n([[1.0, 2.0, 3.0, 4.0], [0.0, 8.0]])
+    assert [level.n for level in levels] == [1, 2]
+    assert levels[1].score.mean == pytest.approx(((2 + 2 * 3 + 3 * 4) / 6 + 8) / 2)  # of six pairs, and of one
+
+
+def test_the_exact_curve_stands_at_the_exact_kl():
+    exact = {1: ExactBest(1.5, None, 0.0), 2: ExactBest(1.9, None, 0.15)}
+    found = findings(best_of_n([[1.0, 2.0], [1.0, 2.0]], exact=exact), num_prompts=2)
+    assert found.curves["best_of_n"].lines["exact score at exact KL"] == [(0.0, 1.5), (0.15, 1.9)]
+    assert found.metrics["best_of_2/exact_score"] == 1.9 and found.metrics["best_of_2/exact_kl"] == 0.15
 
 
 def test_a_single_prompt_has_no_interval():

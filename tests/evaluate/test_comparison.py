@@ -63,13 +63,26 @@ def test_only_prompts_that_both_have_count():
         compare(samples("a"), theirs[1:], judge=ScoreJudge(count_vowels))
 
 
+def test_a_single_prompt_has_no_interval_of_its_gold_gain():
+    metrics = compare(samples("aa"), samples("b"), judge=ScoreJudge(count_vowels)).metrics
+    assert metrics["gold_gain"] == 2.0 and "gold_gain_low" not in metrics and "gold_gain_high" not in metrics
+
+
+def test_the_same_words_in_two_rows_are_two_prompts():
+    ours, theirs = ([{**each, "prompt": "p"} for each in samples(*replies)] for replies in (("aa", "x"), ("a", "e")))
+    result = compare(ours, theirs, judge=ScoreJudge(count_vowels))
+    assert result.metrics["num_compared"] == 2 and result.metrics["length_difference"] == pytest.approx((1 + 0) / 2)
+    assert [verdict["other"] for verdict in result.verdicts] == ["a", "e"]
+
+
 class Unsure:
-    """Cannot tell anything of an x."""
+    """Cannot tell anything of an x, nor decide about a t."""
 
     name = "unsure"
 
     def compare(self, prompts, first, second):
-        return [Verdict(None if reply == "x" else 1.0, {"answers": [reply]}) for reply in first]
+        values = {"x": None, "t": 0.5}
+        return [Verdict(values.get(reply, 1.0), {"answers": [reply]}) for reply in first]
 
     def figures(self, verdicts):
         return {"judge_unparsable": sum(verdict.value is None for verdict in verdicts) / len(verdicts)}
@@ -83,6 +96,8 @@ def test_pairs_without_a_verdict_are_counted_and_count_for_nobody():
     assert result.metrics["length_difference"] == pytest.approx((3 + 0) / 2)
     assert [verdict["verdict"] for verdict in result.verdicts] == [None, 1.0, None, 1.0]
     assert "gold_gain" not in result.metrics
+    ties = compare(samples("x", "t", "y", gold=False), samples("a", "b", "c", gold=False), judge=Unsure()).metrics
+    assert ties["tie_rate"] == 1 / 2 and ties["win_rate"] == 0.75  # of the two pairs with a verdict
     with pytest.raises(DataError, match="not one of 1 pairs could be judged"):
         compare(samples("x"), samples("a"), judge=Unsure())
 

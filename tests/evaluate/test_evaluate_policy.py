@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from alignlab.batches import PromptBatch
-from alignlab.errors import ConfigError, DataError
+from alignlab.errors import ConfigError, DataError, ModelError, NonFiniteError
 from alignlab.evaluate.policy import evaluate_policy
+from alignlab.evaluate.text_metrics import rouge
 from alignlab.models.policy import Policy
 from alignlab.models.reference import FrozenCopy
 from alignlab.models.source import ModelSource
+from alignlab.statistics import share_interval
 from tests.tiny_models import make_peaky, tiny_architecture, tiny_causal, tiny_tokenizer
 
 PROMPTS = ("a cat", "hello dog.", "so", "what is it?", "a cat")
@@ -212,3 +214,52 @@ def test_impossible_settings_and_empty_data_are_named(policy):
         evaluate_policy(policy, reference=None, prompts=batches(), max_new_tokens=2, temperature=0, seed=0)
     with pytest.raises(DataError, match="no prompts"):
         evaluate_policy(policy, reference=None, prompts=[], **SETTINGS)
+
+
+@pytest.mark.parametrize("role", ["gold", "proxy"])
+def test_a_reward_that_does_not_answer_with_one_number_per_reply_is_refused(policy, role):
+    """Its mean would be NaN, or that of the wrong replies."""
+    for answer, error in (([1.0, float("nan"), 2.0], NonFiniteError), ([1.0, 2.0, 3.0, 4.0], ModelError)):
+        reward = {role: lambda prompts, responses, answer=answer: torch.tensor(answer)}
+        with pytest.raises(error):
+            evaluate_policy(policy, reference=None, prompts=batches(("a", "b", "c")), **reward, **SETTINGS)
+
+
+def test_entropy_is_the_tempered_policys_per_token(policy):
+    """One token a reply: the mean over prompts of the entropy of softmax(logits / T); in a uniform policy log V."""
+    tokenizer, expected = tiny_tokenizer(), []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            probabilities = (policy.model(torch.tensor([ids])).logits[0, -1].double() / 0.6).softmax(-1)
+        expected.append(float(-(probabilities * probabilities.log()).sum()))
+    settings = {"max_new_tokens": 1, "temperature": 0.6, "seed": 5}
+    metrics = evaluate_policy(policy, reference=None, prompts=batches(), **settings).metrics
+    assert metrics["entropy"] == pytest.approx(sum(expected) / 5, rel=1e-4)
+    uniform = make_policy()
+    with torch.no_grad():
+        uniform.model.get_input_embeddings().weight.zero_()
+        uniform.model.get_output_embeddings().weight.zero_()
+    size = uniform.model.get_output_embeddings().weight.shape[0]
+    metrics = evaluate_policy(uniform, reference=None, prompts=batches(), **SETTINGS).metrics
+    assert metrics["entropy"] == pytest.approx(math.log(size)) and metrics["response_length"] > 1
+
+
+def test_every_figure_of_several_replies_is_over_prompts(policy, reference):
+    settings = {"prompts": batches(("a cat", "so", "what?")), "samples_per_prompt": 2, **SETTINGS}
+    samples = evaluate_policy(policy, reference=reference, **settings).samples
+    wanted = [samples[first]["response"] for first in (0, 2, 4)]  # what each prompt's first reply said
+    metrics = evaluate_policy(policy, reference=reference, targets=wanted, **settings).metrics
+    kls = [(samples[first]["kl"] + samples[first + 1]["kl"]) / 2 for first in (0, 2, 4)]
+    mean = sum(kls) / 3
+    assert metrics["kl"] == pytest.approx(mean)
+    assert metrics["kl_stderr"] == pytest.approx(math.sqrt(sum((kl - mean) ** 2 for kl in kls) / 2 / 3))
+    scores = rouge([sample["response"] for sample in samples], [text for text in wanted for _ in range(2)])["rouge_1"]
+    assert metrics["rouge_1"] == pytest.approx(sum(scores) / 6) and len(set(scores)) > 1
+    cut = sum(not sample["complete"] for sample in samples)
+    assert metrics["problem_cut_off"] == cut / 6 and cut > 0
+    spoilt = [float(bool({"empty", "repetition", "gibberish", "broken"} & set(each["problems"]))) for each in samples]
+    shares = [1 - (spoilt[first] + spoilt[first + 1]) / 2 for first in (0, 2, 4)]
+    wilson = share_interval(sum(shares), 3)  # being cut off is no fault
+    assert (metrics["quality_rate"], metrics["quality_rate_low"]) == pytest.approx((wilson.mean, wilson.low))
+    assert wilson.mean > 1 - cut / 6

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignlab.batches import IGNORE, PreferenceBatch, Sequences
-from alignlab.errors import ConfigError, DataError
+from alignlab.errors import ConfigError, DataError, NonFiniteError
 from alignlab.evaluate.reward import calibration_bins, evaluate_reward_model, summarise_scores
 from alignlab.models.reward_model import RewardModel
 from tests.tiny_models import tiny_classifier, tiny_tokenizer
@@ -52,6 +52,9 @@ def test_calibration_error_of_two_bins_worked_by_hand():
     assert second.confidence == pytest.approx(0.9)
     metrics = summarise_scores(margins, [0.0] * 4, num_bins=2).metrics
     assert metrics["calibration_error"] == pytest.approx((2 * 0.1 + 2 * 0.1) / 4)
+    # right three times of four in the second: a bin counts by its pairs
+    metrics = summarise_scores([*margins, high, -high], [0.0] * 6, num_bins=2).metrics
+    assert metrics["calibration_error"] == pytest.approx((2 * 0.1 + 4 * 0.15) / 6)
 
 
 def test_extreme_margins_fall_into_the_last_bin_and_stay_finite():
@@ -98,3 +101,13 @@ def test_no_pairs_and_no_bins_are_errors():
         evaluate_reward_model(model, [])
     with pytest.raises(ConfigError, match="num_bins=0"):
         evaluate_reward_model(model, [pair_batch([0], 0)], num_bins=0)
+
+
+def test_a_score_that_is_no_number_is_not_counted_as_wrong():
+    with pytest.raises(NonFiniteError, match="not a number"):
+        summarise_scores([float("nan"), 1.0], [0.0, 0.0])
+
+
+def test_the_spread_of_scores_is_the_unbiased_one_over_both_replies():
+    # 1, 3 and 0, 4: mean 2, squares 1 + 1 + 4 + 4 over 3
+    assert summarise_scores([1.0, 3.0], [0.0, 4.0]).metrics["score_std"] == pytest.approx(math.sqrt(10 / 3))

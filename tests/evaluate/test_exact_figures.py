@@ -112,3 +112,15 @@ def test_the_worlds_reward_put_to_every_text_is_the_worlds_reward():
     for world in (make_world(), make_world(num_prompts=2)):
         torch.testing.assert_close(response_scores(ExactReward(world), world), world.rewards, atol=1e-6, rtol=0)
         assert exact_figures(world, world.optimum(), world.ref_logprobs)["share"] == pytest.approx(1.0)
+
+
+def test_a_reward_reads_the_text_that_a_sampler_would_write():
+    """Of the response that ends at once: nothing, not the five letters of an end token."""
+    world, seen = make_world(), []
+
+    def lengths(prompts, responses):
+        seen.extend(responses)
+        return torch.tensor([float(len(response)) for response in responses])
+
+    tokens = [sum(token != world.eos_id for token in response) for response in world.responses]
+    assert response_scores(lengths, world).tolist() == tokens and seen.count("") == 1

@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 
 from alignlab.errors import DataError
 from alignlab.evaluate.length_control import length_controlled_win_rate
+from alignlab.statistics import share_interval
 
 
 def logit(share):
@@ -79,6 +80,14 @@ def test_what_cannot_be_told_is_not_told():
     for wins, gaps in (([], []), ([1.0], [1, 2]), ([1.5], [1])):
         with pytest.raises(DataError):
             length_controlled_win_rate(wins, gaps)
+
+
+@pytest.mark.parametrize(("wins", "gaps"), [([0.5] * 10, [1, 2, 3, -4, 5, 6, -7, 8, 9, 1]), ([0.75], [0])])
+def test_one_verdict_for_all_leaves_no_residual_but_is_not_certain(wins, gaps):
+    """The sandwich error would be 0, the interval a point: ten ties, or one prompt, would tell everything."""
+    found = length_controlled_win_rate(wins, gaps)
+    assert found == share_interval(sum(wins), len(wins))
+    assert found.high - found.low > 0.5
 
 
 def test_gpt4s_verdicts_on_alpacaeval_against_a_plain_search(real_data):

@@ -87,6 +87,12 @@ def test_styles_of_two_records_worked_by_hand():
     assert metrics["accuracy_low"] == pytest.approx(prompts.low) and metrics["accuracy_high"] == pytest.approx(
         prompts.high
     )
+    # mean margins -1 and 2
+    prompts = mean_interval([-1.0, 2.0])
+    assert (metrics["margin_low"], metrics["margin_high"]) == pytest.approx((prompts.low, prompts.high))
+    # hard: right on 0 / 3 and 2.5 / 3
+    prompts = mean_interval([0.0, 2.5 / 3])
+    assert metrics["hard_accuracy_low"] == pytest.approx(prompts.low)
     assert evaluation.subsets[0].styles == [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
     assert evaluation.subsets[1].metrics["hard_accuracy"] == pytest.approx(2.5 / 3)
 
@@ -139,6 +145,18 @@ def test_a_reply_in_several_pairs_is_scored_once_and_to_the_same_score():
     with torch.no_grad():
         scores = model(batch.sequences).double()
     assert evaluation.margins == pytest.approx((scores[:9] - scores[9:]).tolist(), abs=1e-5)
+
+
+def test_sequences_of_the_same_ids_are_others_where_the_mask_or_the_scored_part_differs():
+    """A pad id may be a token of the reply: what tells the two apart is the mask."""
+    model = RewardModel(tiny_classifier("llama"), tokenizer=tiny_tokenizer()).eval()
+    ids = torch.randint(4, 40, (1, 7), generator=torch.Generator().manual_seed(2)).repeat(2, 1)
+    mask = torch.arange(7) < torch.tensor([[7], [5]])
+    batch = PreferenceBatch(Sequences(ids, mask, ids.masked_fill(~mask, IGNORE)), torch.arange(1))
+    [margin] = evaluate_reward_model(model, [batch]).margins
+    with torch.no_grad():
+        whole, cut = model(batch.sequences).tolist()
+    assert margin == pytest.approx(whole - cut, abs=1e-5) and abs(margin) > 1e-3
 
 
 def test_facts_follow_the_numbers_of_the_rows():

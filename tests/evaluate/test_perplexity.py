@@ -47,7 +47,13 @@ def test_perplexity_and_its_drift_are_over_all_scored_tokens(policy):
     assert figures["perplexity_heldout"] == pytest.approx(expected, rel=1e-5)
     assert figures["perplexity_drift"] == pytest.approx(expected / math.exp(-sum(theirs) / 6), rel=1e-5)
     assert figures["num_heldout"] == 3
-    assert figures["perplexity_heldout_low"] < expected < figures["perplexity_heldout_high"]
+    ratios = [their - our for their, our in zip(theirs, own, strict=True)]
+    for name, values in (("heldout", [-each for each in own]), ("drift", ratios)):
+        mean, rows = sum(values) / 6, (values[:3], values[3:5], values[5:])  # tokens of a row are not independent
+        squares = sum((sum(row) - mean * len(row)) ** 2 for row in rows)
+        half = 4.302653 * math.sqrt(3 / 2 * squares) / 6  # t(2, 97.5%)
+        assert figures[f"perplexity_{name}_low"] == pytest.approx(math.exp(mean - half), rel=1e-4)
+        assert figures[f"perplexity_{name}_high"] == pytest.approx(math.exp(mean + half), rel=1e-4)
 
 
 def test_a_model_does_not_drift_from_itself(policy):

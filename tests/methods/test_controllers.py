@@ -34,8 +34,9 @@ def test_the_step_size_shrinks_above_twice_the_target_and_grows_below_half():
     rate = KLAdaptiveLR(target=0.01, factor=2.0, minimum=0.25, maximum=2.0)
     rate.update(0.021)
     assert rate.scale == 0.5
-    rate.update(0.015)
-    assert rate.scale == 0.5
+    for between in (0.0199, 0.0051):
+        rate.update(between)
+        assert rate.scale == 0.5
     rate.update(0.004)
     rate.update(0.004)
     rate.update(0.004)

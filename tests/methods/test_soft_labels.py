@@ -9,6 +9,8 @@ import torch
 
 from alignlab.batches import PreferenceBatch
 from alignlab.data.collate import collate
+from alignlab.evaluate.preference import evaluate_pairs
+from alignlab.evaluate.reward import evaluate_reward_model
 from alignlab.losses.preference import DPOLoss, IPOLoss, SimPOLoss
 from alignlab.losses.reward import BradleyTerryLoss
 from alignlab.methods.optimization import AdamW
@@ -172,3 +174,34 @@ def test_cached_reference_sums_go_with_soft_labels(tmp_path: Path):
         fit(method, tmp_path / kind, data=data)
         losses.append(first_and_last(tmp_path / kind, "train/loss")[1])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0] != pytest.approx(math.log(2), abs=1e-4)
+
+
+class Turned:
+    """Two pairs whose first reply is the better one, written as such or the other way round; one that says nothing."""
+
+    def __init__(self, preference: float):
+        self.preference = preference
+
+    def rows(self, row_type, split):
+        for i in range(2):
+            better, worse = f" yes {'very ' * i}{i}", f" no {'way ' * 3 * i}{i}"
+            both = (better, worse) if self.preference > 0.5 else (worse, better)
+            yield PreferenceRow(f"{split} {i}?", *both, self.preference, 1.0 + i)
+        yield PreferenceRow(f"{split}?", " a", " b", 0.5)
+
+
+@pytest.mark.parametrize("preference", [0.0, 0.3])
+def test_an_evaluation_takes_the_likelier_reply_for_the_better_one(preference: float):
+    """A pair of preference 0 is the pair the other way round, for its figures by length too; 1/2 is left out."""
+    found = []
+    for told in (1.0, preference):
+        data = make_data(PreferenceRow, source=Turned(told), batch_size=6)
+        data.prepare()
+        model, facts = make("reward").reward_model, data.test_rows.pair_facts()
+        policy = make("dpo").policy
+        found.append(evaluate_reward_model(model, data.batches("test"), facts=facts).metrics)
+        found[-1] |= evaluate_pairs(policy, reference=None, batches=data.batches("test"))
+    plain, turned = found
+    assert plain["num_pairs"] == 2 and plain["margin"] != 0 and plain["pair_margin"] != 0
+    assert plain["longer_accuracy"] == 1 / 2  # " yes 0" is longer than " no 0", " yes very 1" shorter
+    assert turned == pytest.approx(plain, abs=1e-5)

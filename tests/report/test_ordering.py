@@ -55,6 +55,13 @@ def test_several_seeds_are_compared_seed_by_seed(tmp_path):
     assert step.low == pytest.approx(1.0) == step.high, "the seeds' own ups and downs are common to both"
 
 
+def test_seeds_meet_by_their_number_not_by_their_place(tmp_path):
+    (better,), _ = rows_of(tmp_path / "a", {"ppo": 2.0}, seeds=(1, 2))
+    (worse,), _ = rows_of(tmp_path / "b", {"sft": 1.0}, seeds=(0, 1, 2))
+    step = difference(better, worse, "gold_reward")
+    assert step.mean == pytest.approx(1.0) and step.count == 2
+
+
 def test_a_figure_of_the_whole_evaluation_takes_the_intervals_of_both(tmp_path):
     rows, _ = rows_of(tmp_path, {"ppo": 2.0, "sft": 1.0})
     for row, mean, half in zip(rows, (0.5, 0.3), (0.03, 0.04), strict=True):

@@ -12,7 +12,7 @@ from tests.report.fabricated import write_policy, write_run
 PARAMETERS = {"total": 1000.0, "trained": 110.0, "adapter": 100.0, "heads": 10.0, "body": 0.0}
 
 
-def training(runs, name, *, seed=0, seconds=60.0, rss=500, config=None, history=(), **metrics):
+def training(runs, name, *, seed=0, seconds=60.0, rss=500, child_rss=0, config=None, history=(), **metrics):
     found = {f"parameters/{kind}": size for kind, size in PARAMETERS.items()} | {"train/steps": 40.0, "tokens": 1e6}
     return write_run(
         runs / f"{name}-abc123{seed}",
@@ -22,7 +22,7 @@ def training(runs, name, *, seed=0, seconds=60.0, rss=500, config=None, history=
         method="ppo",
         seed=seed,
         wall_seconds=seconds,
-        peak_memory_mb={"rss": rss, "child_rss": 0},
+        peak_memory_mb={"rss": rss, "child_rss": child_rss},
         metrics=found | metrics,
     )
 
@@ -38,6 +38,12 @@ def test_phases_say_time_weights_and_memory(tmp_path):
     assert line["time (s)"] == 70 and line["peak memory (MB)"] == 500.5 and "peak GPU memory (MB)" not in line
     assert (line["weights"], line["trained"], line["in adapters"], line["in heads"]) == (1000, 110, 100, 10)
     assert (line["phase"], line["method"], line["steps"], line["tokens"]) == ("ppo", "ppo", 40, 1000000)
+
+
+def test_peak_memory_is_that_of_the_larger_process(tmp_path):
+    runs = {"dp": [training(tmp_path / "runs", "dp", rss=500, child_rss=900)]}
+    phase_blocks(summarise(runs, baseline=None), tmp_path)
+    assert table(tmp_path, "phases")[0]["peak memory (MB)"] == 900
 
 
 def test_an_evaluation_shows_its_training_and_two_of_one_training_show_it_once(tmp_path):

@@ -94,6 +94,13 @@ def test_a_judge_of_places_gives_ties_and_its_bias_is_told():
     assert figures["judge_unparsable"] == 0.0
 
 
+def test_a_win_in_one_order_and_a_tie_in_the_other_is_a_tie():
+    """Zheng et al. 2023: a win is one in both places; nothing between a win and a tie."""
+    with chat_server(lambda asked, _: "[[A]]" if parts(asked)[1] == "x" else "[[C]]") as server:
+        [found] = judge(server.url).compare(["p"], ["x"], ["z"])
+    assert found.value == 0.5 and found.why["orders"] == [1.0, 0.5]
+
+
 def test_figures_of_the_judge_by_hand():
     orders = [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.5, 0.5], [1.0, 0.5], [None, 1.0]]
     figures = judge().figures([Verdict(0.5, {"orders": pair}) for pair in orders] + [Verdict(0.5, {"identical": True})])

@@ -35,6 +35,8 @@ def test_replies_come_prompt_by_prompt_with_their_row_index_length_and_score():
     for reply in found:  # one token a character
         assert reply["score"] == len(reply["response"])
         assert reply["length"] <= 6 and (reply["complete"] or reply["length"] == 6)
+        assert reply["length"] >= len(reply["response"]) + reply["complete"]  # the stop token is one of them
+    assert any(reply["complete"] for reply in found)
 
 
 def test_a_scorer_is_given_the_replies_to_each_prompt_together():

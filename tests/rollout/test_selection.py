@@ -46,6 +46,13 @@ def test_equal_scores_make_no_pair_and_the_first_of_them_is_the_best():
     assert pairs(found) == [] and found["unpaired"] == [] and found["sft"][0]["response"] == "x"
 
 
+def test_replies_of_one_score_are_neither_good_nor_bad_whatever_the_score():
+    """0.1 + 0.1 + 0.1 divided by 3 is 0.10000000000000002: all three would be below their own mean."""
+    for score in (0.1, 0.7, 1 / 3):
+        for n in (3, 6, 7):
+            assert Selection().rows(replies([(str(i), score) for i in range(n)]))["unpaired"] == []
+
+
 def test_a_reply_without_text_or_said_before_makes_no_row():
     found = Selection(pairs="all").rows(replies([(" ", 9.0), ("x", 1.0), ("x", 1.0), ("y", 0.0)]))
     assert pairs(found) == [("x", "y")] and found["sft"][0]["response"] == "x"

@@ -118,12 +118,15 @@ class EncodedRows:
         """What an evaluation may ask about each pair, by row number. DataError where the rows are no pairs."""
         if self.pairs is None:
             raise DataError(f"{self.row_type.__name__} rows have no facts of pairs; expected PreferenceRow")
-        lengths = self.pairs.lengths.tolist()
         subsets = self.pairs.subsets or (None,) * len(self)
-        styles = self.pairs.styles or (None,) * len(self)
-        return [
-            PairFacts(int(self.groups[i]), *lengths[i], subset=subsets[i], styles=styles[i]) for i in range(len(self))
-        ]
+        found = []
+        for i, turned in enumerate((self.labels.get("preference", np.ones(len(self))) < 0.5).tolist()):
+            way = -1 if turned else 1  # the rejected reply is the likelier one
+            styles = self.pairs.styles[i] if self.pairs.styles else None
+            chosen, rejected = self.pairs.lengths[i].tolist()[::way]
+            known = None if styles is None else (styles[::way][0], styles[::way][1])
+            found.append(PairFacts(int(self.groups[i]), chosen, rejected, subset=subsets[i], styles=known))
+        return found
 
     def statistics(self, train: "EncodedRows | None" = None) -> dict[str, float]:
         """Number of rows, mean tokens, and how many of the prompts `train` (other rows) has too."""

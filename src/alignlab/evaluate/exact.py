@@ -16,6 +16,7 @@ from alignlab.models.backbone import evaluating
 from alignlab.rows import Prompt
 from alignlab.worlds.exact import ExactWorld, Script, every_response, response_logprobs
 from alignlab.worlds.exact.network import Score
+from alignlab.worlds.exact.text import EOS
 
 
 def exact_figures(
@@ -58,9 +59,10 @@ def ipo_figures(
 def response_scores(
     reward: Callable[[Sequence[Prompt], Sequence[str]], Tensor], world: ExactWorld
 ) -> Float[Tensor, "*K N"]:
-    """What a reward (a reward model, say) makes of every response, float64."""
+    """What a reward (a reward model, say) makes of every response, float64; of its text as a sampler writes it, which
+    is empty where the response ends at once."""
     script = Script(world)
-    texts = [script.response(tokens) for tokens in world.responses]
+    texts = [script.response(tokens).removesuffix(EOS) for tokens in world.responses]
     scores = [reward([prompt] * len(texts), texts).double().cpu() for prompt in script.prompts]
     return torch.stack(scores).reshape(world.rewards.shape)
 

@@ -35,10 +35,11 @@ def length_controlled_win_rate(
     """sigmoid(theta) of the module's model, over prompts.
 
     Its interval is sigmoid(theta +- z * se), with the sandwich error of theta (White 1982): right for soft labels, of
-    which ties are some. `stderr` is that of the win rate, by the delta method. Where all prompts are won or all are
-    lost there is nothing to fit: that share, with its Wilson interval. NaN, without an interval, where all replies are
-    longer (or shorter) by the same number of characters: nothing tells what length does; with that number 0 it is the
-    win rate itself.
+    which ties are some. `stderr` is that of the win rate, by the delta method. Where all prompts have one verdict (all
+    won, all tied, a single prompt) there is nothing to fit, and no residual to take an error from: that share, with
+    its Wilson interval. NaN, without an interval, where all replies are longer (or shorter) by the same number of
+    characters and not all prompts are won or lost: nothing tells what length does; with that number 0 it is the win
+    rate itself.
 
     Raises:
         DataError: the two are not of one length, there are none, or a verdict is not from 0 to 1.
@@ -51,6 +52,8 @@ def length_controlled_win_rate(
     spread = float(d.std(ddof=1)) if len(d) > 1 else 0.0
     if spread == 0 and d[0] != 0:
         return Interval(math.nan, math.nan, math.nan, math.nan, len(y))
+    if y.min() == y.max():
+        return share_interval(float(y.sum()), len(y), confidence=confidence)
     features = np.stack([np.ones_like(d), np.tanh(d / spread) if spread > 0 else d], axis=1)  # (prompts, 2)
     theta, stderr = _fitted(features, y, np.diag([0.0, prior_precision]))
     from scipy.special import expit, ndtri

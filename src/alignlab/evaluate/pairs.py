@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from alignlab.errors import NonFiniteError
 from alignlab.rows import PairFacts
 from alignlab.statistics import Interval, clustered_interval, mean_interval, share_interval
 
@@ -27,7 +28,9 @@ class SubsetFigures:
 
 
 def right(margin: float) -> float:
-    """1 where the chosen reply scores higher, 0.5 at a tie, else 0."""
+    """1 where the chosen reply scores higher, 0.5 at a tie, else 0. NonFiniteError where neither can be said."""
+    if math.isnan(margin):
+        raise NonFiniteError("a pair's margin is not a number: the model's outputs are not finite (did it diverge?)")
     return 1.0 if margin > 0 else 0.5 if margin == 0 else 0.0
 
 

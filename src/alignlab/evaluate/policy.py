@@ -21,6 +21,7 @@ from alignlab.evaluate.quality import PROBLEMS, QualityFilter
 from alignlab.evaluate.text_metrics import rouge, variety
 from alignlab.models.backbone import evaluating
 from alignlab.rollout.generate import generate
+from alignlab.rollout.scoring import checked_scores
 from alignlab.rows import Prompt
 from alignlab.statistics import Interval, mean_interval, share_interval
 
@@ -112,6 +113,7 @@ def evaluate_policy(
     Raises:
         ConfigError: a temperature that is not positive, or samples_per_prompt below 1.
         DataError: there are no prompts.
+        ModelError, NonFiniteError: a reward that does not answer with one finite number per reply.
     """
     if temperature <= 0 or samples_per_prompt < 1:
         raise ConfigError(
@@ -166,9 +168,9 @@ def _measure(tally: _Tally, judges: _Judges, rollout: Rollout, *, rows: list[int
         columns["kl"], plain = _sequence_kl(judges.reference, output.logprobs, rollout.sequences, judges.temperature)
         tally.reference_logprob += plain
     if judges.gold is not None:
-        columns["gold_reward"] = judges.gold(rollout.prompts, rollout.responses).tolist()
+        columns["gold_reward"] = checked_scores(judges.gold, rollout.prompts, rollout.responses).tolist()
     if judges.proxy is not None:
-        columns["proxy_reward"] = judges.proxy(rollout.prompts, rollout.responses).tolist()
+        columns["proxy_reward"] = checked_scores(judges.proxy, rollout.prompts, rollout.responses).tolist()
     first = tally.prompt_of[-1] + 1 if tally.prompt_of else 0
     for index, prompt in enumerate(rollout.prompts):
         response, complete = rollout.responses[index], bool(rollout.complete[index])

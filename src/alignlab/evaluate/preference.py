@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 def evaluate_pairs(
     policy: "Policy", *, reference: Reference | None, batches: Iterable[PreferenceBatch]
 ) -> dict[str, float]:
-    """Figures of a policy (in eval mode, no gradients) over pairs, each of which counts once.
+    """Figures of a policy (in eval mode, no gradients) over pairs, each of which counts once, whatever its weight.
+
+    Chosen is the reply that the label says is likelier the better one; a pair of preference 1/2 is left out.
 
     pair_margin (nats; t interval over pairs) and pair_accuracy (share of margins above 0, ties half; Wilson);
     with `reference` implicit_margin and implicit_accuracy, likewise; chosen_perplexity and rejected_perplexity: exp of
@@ -36,12 +38,15 @@ def evaluate_pairs(
 
     Raises:
         DataError: there are no pairs.
+        NonFiniteError: a log-prob is not a number.
     """
     ours: list[Tensor] = []
     theirs: list[Tensor] = []
     lengths: list[Tensor] = []
     with torch.no_grad(), evaluating(policy):
-        for batch in batches:
+        for batch in (each.likelier() for each in batches):
+            if not len(batch.rows):
+                continue
             sequences = Sequences(*(part.to(policy.device) for part in batch.sequences))
             output = policy(sequences)
             ours.append(_by_pair(output.logprobs))

@@ -75,11 +75,13 @@ def evaluate_reward_model(
 ) -> RewardEvaluation:
     """Scores all pairs (eval mode, no gradients; the model's mode is restored) and compares.
 
-    `facts` holds what else is known of each pair, by its number in `batch.rows`.
+    `facts` holds what else is known of each pair, by its number in `batch.rows`. Chosen is the reply that the label
+    says is likelier the better one; a pair of preference 1/2 is left out. Each other counts once, whatever its weight.
 
     Raises:
         ConfigError: num_bins below 1.
         DataError: there are no pairs.
+        NonFiniteError: a score is not a number.
     """
     if num_bins < 1:
         raise ConfigError(f"evaluation: num_bins={num_bins} must be at least 1")
@@ -87,7 +89,9 @@ def evaluate_reward_model(
     rejected: list[float] = []
     rows: list[int] = []
     with torch.no_grad(), evaluating(reward_model):
-        for batch in pairs:
+        for batch in (each.likelier() for each in pairs):
+            if not len(batch.rows):
+                continue
             sequences = Sequences(*(tensor.to(reward_model.device) for tensor in batch.sequences))
             scores = _scores(reward_model, sequences)  # (2 pairs,): all chosen, then all rejected
             chosen += scores[: len(batch.rows)].tolist()

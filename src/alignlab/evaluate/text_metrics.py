@@ -56,7 +56,8 @@ def self_bleu(texts: Sequence[str], *, most: int = MOST_IN_SELF_BLEU) -> float:
 
     High where the texts are alike. At most `most` of them, evenly spaced in their order; compare it at the same number
     only, for it grows with the references. Zero counts are smoothed (method 1 of Chen & Cherry 2014); a text of fewer
-    than four words is held to its n-grams up to its own length. NaN for fewer than two texts.
+    than four words is held to its n-grams up to its own length, and one without words counts 0 (it shares nothing,
+    not even with another such: see `problem_empty`). NaN for fewer than two texts.
     """
     step = max(1, math.ceil(len(texts) / most))
     spoken = [words(text) for text in texts[::step]]
@@ -82,7 +83,8 @@ def variety(texts: Sequence[str]) -> dict[str, float]:
 def rouge(responses: Sequence[str], targets: Sequence[str]) -> dict[str, list[float]]:
     """rouge_1, rouge_2 and rouge_l: F1 of each response against its target (Lin 2004), stemmed, in [0, 1].
 
-    Of shared words, of shared pairs of neighbouring words, and of the longest common subsequence of words.
+    Of shared words, of shared pairs of neighbouring words, and of the longest common subsequence of words. Words are
+    those of Google's rouge-score, runs of a-z and 0-9: text of another script has none, and scores 0.
 
     Raises:
         DataError: the two are not of one length.

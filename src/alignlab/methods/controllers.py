@@ -2,9 +2,9 @@
 
 `FixedKL` keeps the coefficient. `AdaptiveKL` is the proportional controller of Ziegler et al. 2019, section 2.2:
     error = clip(KL / target - 1, -0.2, 0.2);   coefficient *= 1 + error * n / horizon
-with KL in nats per sequence and n the number of sequences just seen. `KLAdaptiveLR` is the rule of Schulman et al.
-2017, section 4 (there for the penalty), applied to the step size: above twice the target KL of one update the rate is
-divided, below half of it multiplied.
+with KL in nats per sequence and n the number of sequences just seen. `KLAdaptiveLR` is of the kind of Schulman et al.
+2017, section 4 (there for the penalty: above 1.5 times the target doubled, below a 1.5th of it halved), applied to the
+step size: above twice the target KL of one update the rate is divided by `factor`, below half of it multiplied.
 """
 
 from dataclasses import dataclass

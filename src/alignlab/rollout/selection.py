@@ -10,6 +10,7 @@ nor does one that another reply to its prompt repeats. Of equal scores the one d
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -52,7 +53,8 @@ class Selection:
             if self.min_score is None or ranked[0]["score"] >= self.min_score:
                 rows["sft"].append(_sft(ranked[0]))
             rows["preference"] += [_pair(better, worse) for better, worse in self._pairs(ranked)]
-            mean = math.fsum(reply["score"] for reply in usable) / len(usable)
+            # in fractions: the mean of equal scores is that score, which a sum divided by n may miss by a rounding
+            mean = statistics.mean(reply["score"] for reply in usable)
             rows["unpaired"] += _unpaired(usable, mean if self.threshold is None else self.threshold)
         return rows
 

@@ -194,13 +194,16 @@ def _report(cfg: DictConfig, folder: Path, replies: Any, policy: Any, data: Any,
 
 
 def _exact(cfg: DictConfig, policy: Any, data: Any, reward: Any, *, gold: bool) -> Any:
-    """The exact figures where replies can be listed; not of a truncated distribution, whose log-probs nobody asks."""
+    """The exact figures where replies can be listed; not of a truncated distribution, whose log-probs nobody asks, nor
+    of replies that are cut elsewhere than the world's are."""
     from alignlab.evaluate.best_of_n import exact_figures_of_best
     from alignlab.evaluate.exact import response_scores
     from alignlab.worlds.exact import response_logprobs
 
     world, task = world_of(data), cfg.task
     if world is None or reward is None or task.top_k or task.top_p < 1:
+        return None
+    if task.max_new_tokens not in (None, world.max_length):
         return None
     import torch
 
