@@ -1,4 +1,4 @@
-"""A training that takes no time, in the place of `work.py`. `control.json` in the working directory steers it."""
+"""A training that takes no time, in the place of `app/work`. `control.json` in the working directory steers it."""
 
 import json
 import time
