@@ -15,11 +15,12 @@ from alignlab.errors import ModelError
 from alignlab.kernels.logprobs import shift_labels
 from alignlab.models import flex, packed, packing
 from alignlab.models.adapters import LoRA, QLoRA
-from alignlab.models.attention import NAME, Piece, attend, make_segments
+from alignlab.models.attention import NAME, attend, make_segments
 from alignlab.models.backbone import body_of, hidden_states
 from alignlab.models.critic import Critic
 from alignlab.models.packed import longest_packable, pack
 from alignlab.models.packing import Layout, hidden_at
+from alignlab.models.pieces import Piece
 from alignlab.models.reward_model import RewardModel
 from alignlab.models.source import ModelSource
 from tests import tiny_models as tiny

@@ -1,8 +1,7 @@
 """Attention over rows that lie end to end, as one more attention implementation of transformers: `NAME`.
 
-A packed batch is one row of tokens cut into *pieces*. A piece is a sequence of its own, or the rest of one whose first
-tokens (its prefix) are those of an earlier piece: two replies to one prompt are the pieces [prompt, reply 1] and
-[reply 2]. A token attends to its piece up to itself and to its piece's prefix, to nothing else.
+A packed batch is one row of tokens cut into pieces (`pieces.Piece`). A token attends to its piece up to itself and to
+its piece's prefix, to nothing else.
 
 `NAME` is transformers' own "sdpa" for every call that carries a mask or none. A packed batch announces its pieces for
 the time of one forward (`running`); the mask function then returns them in place of a mask, and transformers hands
@@ -24,19 +23,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from alignlab.errors import ModelError
+from alignlab.models.pieces import Piece
 
 NAME = "alignlab_sdpa"
 """The implementation's name in transformers' registers (never saved: transformers leaves it out of config.json)."""
 
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "cache")  # what some layers hand on and `attend` does not know
-
-
-class Piece(NamedTuple):
-    """Tokens next to each other, with the prefix that they continue."""
-
-    length: int
-    source: int = -1  # which earlier piece its prefix is the beginning of; -1: it has none
-    prefix: int = 0  # how many of that piece's first tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
