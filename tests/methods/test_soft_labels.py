@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignlab.batches import PreferenceBatch
+from alignlab.batches import PreferenceBatch, Sequences
 from alignlab.data.collate import collate
 from alignlab.evaluate.preference import evaluate_pairs
 from alignlab.evaluate.reward import evaluate_reward_model
@@ -205,3 +205,17 @@ def test_an_evaluation_takes_the_likelier_reply_for_the_better_one(preference: f
     assert plain["num_pairs"] == 2 and plain["margin"] != 0 and plain["pair_margin"] != 0
     assert plain["longer_accuracy"] == 1 / 2  # " yes 0" is longer than " no 0", " yes very 1" shorter
     assert turned == pytest.approx(plain, abs=1e-5)
+
+
+def test_the_likelier_reply_stands_first_whichever_way_the_pair_is_written():
+    """Four pairs, chosen 0 to 3 and rejected 10 to 13: the third says nothing, the second and the fourth are turned."""
+    ids = torch.tensor([[0], [1], [2], [3], [10], [11], [12], [13]])
+    sequences = Sequences(ids, torch.ones_like(ids, dtype=torch.bool), ids)
+    batch = PreferenceBatch(
+        sequences, torch.arange(4), torch.tensor([0.8, 0.0, 0.5, 0.3]), torch.ones(4), ids[:, 0].float()
+    )
+    found = batch.likelier()
+    assert found.sequences.input_ids[:, 0].tolist() == [0, 11, 13, 10, 1, 3] and found.rows.tolist() == [0, 1, 3]
+    assert found.preference is found.weight is found.ref_logprobs is None
+    certain = PreferenceBatch(sequences, torch.arange(4)).likelier()
+    assert certain.sequences.input_ids[:, 0].tolist() == ids[:, 0].tolist()

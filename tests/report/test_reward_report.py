@@ -92,3 +92,12 @@ def test_bins_of_two_seeds_are_pooled_by_their_pairs():
     assert pooled == {"low": 0.5, "high": 1.0, "count": 4, "confidence": pytest.approx(0.75), "accuracy": 0.75}
     [alone] = content_over_seeds([content(0, None, None), content(2, 0.9, 0.5)])["calibration"]
     assert (alone["count"], alone["accuracy"]) == (2, 0.5)
+
+
+def test_a_cell_that_a_seed_lacks_has_no_mean_and_matrices_of_two_sizes_have_none():
+    def content(styles):
+        return {"metrics": {}, "margins": [], "calibration": [], "subsets": [], "styles": styles}
+
+    merged = content_over_seeds([content([[0.2, None], [1.0, 0.0]]), content([[0.4, 0.5], [0.0, 1.0]])])
+    assert merged["styles"] == [[pytest.approx(0.3), None], [0.5, 0.5]]
+    assert content_over_seeds([content([[0.2]]), content([[0.4, 0.5], [0.0, 1.0]])])["styles"] == []
