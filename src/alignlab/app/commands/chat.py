@@ -167,19 +167,23 @@ def _session(args: argparse.Namespace, folders: Sequence[Path], settings: Settin
     return Session(runs, reward=reward, compare=comparable, quality=quality, as_json=args.json)
 
 
-def listed_run(folder: Path, produces: str) -> Listed:
-    """A finished training that made what `produces` says, or an evaluation of one. ConfigError for any other folder."""
+def finished_training(folder: Path, verb: str) -> Listed:
+    """A training that is done, for a verb that takes nothing else. ConfigError for any other folder."""
     from omegaconf import OmegaConf
 
-    folder = _trained(folder)
-    state = runfolder.state(folder)
-    if state not in ("done", "stale"):
+    if (state := runfolder.state(folder)) not in ("done", "stale"):
         raise ConfigError(f"{folder}: there is no finished run here ({state})")
     task = runfolder.read(folder).get("task")
     if task != "train":
-        raise ConfigError(f"{folder}: this is a {task}, which has no model; chat takes the training itself")
+        raise ConfigError(f"{folder}: this is a {task}, which has no model; {verb} takes the training itself")
     trained = OmegaConf.load(folder / "config.yaml")
-    method: Any = _imported(trained.method._target_)
+    return Listed(folder, trained, _imported(trained.method._target_))
+
+
+def listed_run(folder: Path, produces: str) -> Listed:
+    """A finished training that made what `produces` says, or an evaluation of one. ConfigError for any other folder."""
+    run = finished_training(_trained(folder), "chat")
+    folder, method = run.folder, run.method
     if method.produces != produces:
         kinds = {"policy": "policy", "reward_model": "reward model"}
         use = {
@@ -189,7 +193,7 @@ def listed_run(folder: Path, produces: str) -> Listed:
         raise ConfigError(
             f"{folder}: this run trained a {kinds[method.produces]}, not a {kinds[produces]}; {use[produces]}"
         )
-    return Listed(folder, trained, method)
+    return run
 
 
 def _trained(folder: Path) -> Path:

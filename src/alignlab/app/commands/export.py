@@ -12,9 +12,8 @@ import argparse
 from pathlib import Path
 
 from alignlab.app.commands import bridges
-from alignlab.app.commands.chat import Listed, asking_of, device_named, read_settings, sampling_of
+from alignlab.app.commands.chat import Listed, asking_of, device_named, finished_training, read_settings, sampling_of
 from alignlab.app.configs.paths import make_importable, roots
-from alignlab.app.runs import runfolder
 from alignlab.errors import ConfigError
 
 TOOLS = {"lm-eval": "policy", "alpaca-eval": "policy", "reward-bench": "reward_model"}
@@ -35,7 +34,7 @@ def export_verb(words: list[str]) -> int:
     if args.tool == "alpaca-eval" and args.prompts is None and args.merge is None:
         _show(_alpaca_of_samples(folder))
         return 0
-    run = _listed(folder)
+    run = finished_training(folder, "export")
     made = run.method.produces
     if args.tool is not None and made != TOOLS[args.tool]:
         raise ConfigError(
@@ -80,21 +79,6 @@ def _alpaca_fresh(run: Listed, args: argparse.Namespace, out: Path) -> bridges.B
     policy = load_policy(run.folder).to(device_named(settings.device))
     answers = bridges.fresh_answers(policy, asking, records, sampling, seed=settings.seed)
     return bridges.alpaca_eval(run.folder.resolve().name, answers, out)
-
-
-def _listed(folder: Path) -> Listed:
-    """A finished training. ConfigError for any other folder."""
-    from hydra.utils import get_class
-    from omegaconf import OmegaConf
-
-    state = runfolder.state(folder)
-    if state not in ("done", "stale"):
-        raise ConfigError(f"{folder}: there is no finished run here ({state})")
-    task = runfolder.read(folder).get("task")
-    if task != "train":
-        raise ConfigError(f"{folder}: this is of task={task} and has no model; export takes the training itself")
-    trained = OmegaConf.load(folder / "config.yaml")
-    return Listed(folder, trained, get_class(trained.method._target_))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _show(bridge: bridges.Bridge) -> None:
