@@ -50,7 +50,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         folder = Path(scratch)
         words = overrides(case, of, folder, arguments)
         if arguments.off is not None:
-            words += SWITCHES[arguments.off].turn_off()
+            words += SWITCHES[arguments.off].overrides
         if arguments.case == "rollout":
             return rollouts(words, of, folder, arguments)
         meter, metrics = train(words, folder, arguments)

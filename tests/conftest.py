@@ -37,6 +37,14 @@ def _modules_of_this_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield
 
 
+@pytest.fixture(autouse=True)
+def _fast_forms() -> Iterator[None]:
+    """A run's `hardware.plain` holds for its process, and for no test but its own."""
+    yield
+    if plain := sys.modules.get("alignlab.kernels.plain"):
+        plain.choose_plain([])
+
+
 @contextmanager
 def _left_as_found(made: Path) -> Iterator[None]:
     """A command puts its folders on `sys.path`: neither they nor what was imported from `made` is left behind."""

@@ -4,23 +4,24 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from alignlab.app.work.training import DECODERS, LAYOUTS, check_hardware, use_threads
+from alignlab.app.work.training import DECODERS, LAYOUTS, check_hardware, settle
 from alignlab.errors import ConfigError
+from alignlab.kernels.plain import PLAIN_FORMS, is_plain
+from alignlab.methods.optimization import AdamW
 from alignlab.models.decoding import Decoder
 from alignlab.models.packing import Layout
 
 
 def hardware(**settings):
-    return OmegaConf.create(
-        {"hardware": {"accelerator": "cpu", "layout": "auto", "decoder": "auto", "threads": None, **settings}}
-    )
+    usual = {"accelerator": "cpu", "layout": "auto", "decoder": "auto", "threads": None, "plain": []}
+    return OmegaConf.create({"hardware": {**usual, **settings}})
 
 
 def test_threads_are_set_and_given_back():
     before = torch.get_num_threads()
-    use_threads(hardware(threads=before + 1))
+    settle(hardware(threads=before + 1))
     assert torch.get_num_threads() == before + 1
-    use_threads(hardware())
+    settle(hardware())
     assert torch.get_num_threads() == before
 
 
@@ -37,3 +38,18 @@ def test_every_layout_and_every_decoder_of_the_models_may_be_asked_for():
         check_hardware(hardware(layout=layout))
     for decoder in DECODERS:
         check_hardware(hardware(decoder=decoder))
+
+
+def test_plain_forms_are_chosen_for_one_run_alone():
+    for plain, expected in ((["gelu", "gae"], {"gelu", "gae"}), ("adamw", {"adamw"}), ([], set()), (None, set())):
+        settle(hardware(plain=plain))
+        assert {name for name in PLAIN_FORMS if is_plain(name)} == expected
+    with pytest.raises(ConfigError, match=r"hardware.plain: gellu: allowed are adamw, gae, gelu, tied_embedding"):
+        settle(hardware(plain=["gellu"]))
+
+
+def test_the_plain_optimizer_is_torchs_own():
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    for plain, fused in (([], True), (["adamw"], None)):
+        settle(hardware(plain=plain))
+        assert AdamW().build([weight], 0.1).defaults["fused"] is fused

@@ -7,6 +7,7 @@ import torch
 
 from alignlab.errors import ConfigError
 from alignlab.kernels.advantages import gae, group_advantages
+from alignlab.kernels.plain import choose_plain
 from tests.reference import advantages as twins
 from tests.reference.check import DTYPES, assert_close, assert_like_twin
 
@@ -46,9 +47,11 @@ def test_discounting_worked_by_hand():
     assert_close(returns, row(4.75, 2.0))
 
 
+@pytest.mark.parametrize("plain", [[], ["gae"]])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("with_bootstrap", [False, True])
-def test_gae_equals_the_sum_of_discounted_deltas(dtype, with_bootstrap):
+def test_gae_equals_the_sum_of_discounted_deltas(dtype, with_bootstrap, plain):
+    choose_plain(plain)
     mask = counted_steps()
     inputs = [torch.randn(B, T), torch.randn(B, T)] + [torch.randn(B)] * with_bootstrap
 

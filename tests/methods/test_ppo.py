@@ -1,17 +1,20 @@
 """PPO's inside: the first ratio is 1, what is outside a reply counts for nothing, whitening is over counted tokens."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from alignlab.batches import IGNORE
+from alignlab.errors import NonFiniteError
 from alignlab.kernels.masked import masked_whiten
+from alignlab.losses.base import LossOutput
 from alignlab.methods.experience import minibatches
 from alignlab.methods.ppo import PPO
 from alignlab.models.backbone import body_of
 from alignlab.models.critic import Critic
-from tests.methods.setting import PROMPT_ROW, letter_reward, lora, make_data, make_method
+from tests.methods.setting import PROMPT_ROW, fit, letter_reward, lora, make_data, make_method
 
 
 def rollout_of(method: PPO, step: int = 0):
@@ -147,6 +150,74 @@ def test_a_single_score_moves_the_right_log_probs_up():
     after = method.policy(experience.sequences).logprobs
     gain = ((after - experience.logprobs) * experience.advantages * experience.mask).sum()
     assert float(gain.detach()) > 0
+
+
+def gradients_of(method: PPO) -> dict[str, torch.Tensor]:
+    """By name, taken away."""
+    found = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+    method.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_the_terms_one_by_one_have_the_gradients_of_their_sum(critic: str):
+    method = make_method("ppo", critic=critic)
+    batch, rollout = rollout_of(method)
+    experience, _ = method.collect(rollout, batch.rows)
+    total, metrics = method.compute(experience)
+    total.backward()
+    expected = gradients_of(method)
+    terms = []
+    for term in method.terms(experience):
+        if terms:  # the policy is done with before the critic runs
+            assert all(weight.grad is not None for weight in method.policy.parameters())
+        term.loss.backward()
+        terms.append(term)
+    assert len(terms) == {"shared": 1, "separate": 2}[critic]
+    found = gradients_of(method)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert float(sum(term.loss.detach() for term in terms)) == pytest.approx(float(total.detach()), rel=1e-6)
+    assert {name for term in terms for name in term.metrics} == set(metrics) >= {"policy_loss", "value_loss"}
+    by_hand = metrics["policy_loss"] + method.value_coefficient * metrics["value_loss"]
+    torch.testing.assert_close(total.detach(), by_hand)
+
+
+@pytest.mark.parametrize("name", ["policy_loss", "value_loss"])
+def test_a_term_that_is_not_finite_names_its_rows_whichever_it_is(name: str, tmp_path: Path):
+    """Policy and critic have no weight in common, so the one's loss says nothing of the other's."""
+
+    class Spoilt(torch.nn.Module):
+        entropy_coefficient = 0.0
+
+        def __init__(self, loss: torch.nn.Module) -> None:
+            super().__init__()
+            self.loss = loss
+
+        def forward(self, *arguments: Any, **named: Any) -> LossOutput:
+            loss, metrics = self.loss(*arguments, **named)
+            return LossOutput(loss + float("inf"), metrics)
+
+    method = make_method("ppo", critic="separate")
+    setattr(method, name, Spoilt(getattr(method, name)))
+    with pytest.raises(NonFiniteError, match="the loss is not finite on data rows"):
+        fit(method, tmp_path)
+
+
+def test_a_loss_of_ones_own_is_all_of_the_loss():
+    """Who overrides `compute` need not know that PPO goes backward through its two networks one after the other."""
+
+    class Half(PPO):
+        def compute(self, batch: Any) -> LossOutput:
+            loss, metrics = super().compute(batch)
+            return LossOutput(loss / 2, metrics)
+
+    method = make_method("ppo", critic="separate")
+    batch, rollout = rollout_of(method)
+    experience, _ = method.collect(rollout, batch.rows)
+    whole = method.compute(experience).loss
+    method.__class__ = Half
+    [term] = method.terms(experience)
+    torch.testing.assert_close(term.loss, whole / 2)
 
 
 def test_the_kl_that_steers_the_step_size_is_measured_after_the_updates():

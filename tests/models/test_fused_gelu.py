@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
 
+from alignlab.kernels.plain import choose_plain
 from alignlab.models.adapters import LoRA
 from alignlab.models.loading import with_fused_gelu
 from alignlab.models.saving import save_policy, save_reward_model
@@ -48,6 +49,12 @@ def test_it_is_the_function_that_it_stands_for(dtype: torch.dtype) -> None:
         torch.testing.assert_close(module(x), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
         ours, theirs = (torch.autograd.grad(y.sum(), x)[0] for y in (module(x), expected))
         torch.testing.assert_close(ours, theirs, rtol=4 * TOLERANCE[dtype], atol=4 * TOLERANCE[dtype])
+
+
+def test_it_can_be_left_as_it_came() -> None:
+    choose_plain(["gelu"])
+    [module] = with_fused_gelu(nn.Sequential(NewGELUActivation()))
+    assert type(module) is NewGELUActivation
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

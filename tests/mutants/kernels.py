@@ -91,8 +91,8 @@ MUTANTS = (
     Mutant(
         "GAE without lambda",
         "kernels/advantages.py",
-        "_discounted_sums(deltas, gamma * gae_lambda)",
-        "_discounted_sums(deltas, gamma)",
+        "discounted_sums(deltas, gamma * gae_lambda)",
+        "discounted_sums(deltas, gamma)",
         ADVANTAGES,
     ),
     Mutant(

@@ -20,8 +20,8 @@ MUTANTS = (
     Mutant(
         "micro-batches weighted alike whatever they hold",
         "methods/base.py",
-        "share = own / total",
-        "share = torch.ones_like(own) / len(micro_batches)",
+        "share, is_finite = own / total, True",
+        "share, is_finite = torch.ones_like(own) / len(micro_batches), True",
         (f"{METHODS}::test_sft_divides_by_the_tokens_of_the_whole_step", CUT),
     ),
     Mutant(
@@ -234,8 +234,8 @@ MUTANTS = (
     Mutant(
         "KTO's KL estimate of each micro-batch by itself",
         "methods/kto.py",
-        "partial(self._loss_of, kl=kl)",
-        "self.compute",
+        "lambda micro: [self._loss_of(micro, kl)]",
+        "self.terms",
         KTO,
     ),
     Mutant(

@@ -8,6 +8,7 @@ REWARD = ("models/test_reward_model.py",)
 FROM_REWARD = ("models/test_reward_model.py::test_a_critic_from_a_frozen_reward_model_trains_weights_of_its_own",)
 CRITIC = ("models/test_reward_model.py::test_a_critic_from_a_policy_is_a_copy_that_starts_at_zero", *REWARD)
 BIASED = ("models/test_policy.py::test_a_heads_bias_counts_in_log_probs_in_parts_and_in_greedy_choice",)
+TIED = ("models/test_tied.py",)
 IN_CHUNKS = ("methods/test_loss_in_chunks.py",)
 REFERENCES = (
     "models/test_adapters.py::test_references_are_the_start_in_eval_mode_whatever_the_policy_does",
@@ -47,8 +48,8 @@ MUTANTS = (
     Mutant(
         "temperature forgotten in the training forward",
         "models/policy.py",
-        "temperature=temperature, entropy=entropy, **head)",
-        "entropy=entropy, **head)",
+        "temperature=temperature, entropy=entropy, **settings)",
+        "entropy=entropy, **settings)",
         POLICY,
     ),
     Mutant(
@@ -61,22 +62,22 @@ MUTANTS = (
     Mutant(
         "bias of the output head forgotten in the loss inside the head",
         "models/policy.py",
-        "**lm_head(self.model)._asdict(),",
-        "**{**lm_head(self.model)._asdict(), 'bias': None},",
+        "**head._asdict(),",
+        "**{**head._asdict(), 'bias': None},",
         BIASED,
     ),
     Mutant(
         "bias of the output head forgotten in the training forward",
         "models/policy.py",
-        "entropy=entropy, **head)",
-        "entropy=entropy, **{**head, 'bias': None})",
+        "entropy=entropy, **settings)",
+        "entropy=entropy, **{**settings, 'bias': None})",
         BIASED,
     ),
     Mutant(
         "bias of the output head forgotten in the most likely token",
         "models/policy.py",
-        "linear_argmax(hidden, **head)",
-        "linear_argmax(hidden, **{**head, 'bias': None})",
+        "linear_argmax(hidden, **settings)",
+        "linear_argmax(hidden, **{**settings, 'bias': None})",
         BIASED,
     ),
     Mutant(
@@ -225,5 +226,19 @@ MUTANTS = (
         "nn.init.zeros_(self.linear.weight)",
         "nn.init.normal_(self.linear.weight)",
         REWARD,
+    ),
+    Mutant(
+        "a tied embedding learns from the head alone",
+        "models/tied.py",
+        "return of_weight.index_add_(0, tokens, sums), None, None",
+        "return of_weight, None, None",
+        TIED,
+    ),
+    Mutant(
+        "a padding token learns from its lookups",
+        "models/tied.py",
+        "        sums[tokens == ctx.padding] = 0\n",
+        "",
+        TIED,
     ),
 )

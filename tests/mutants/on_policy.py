@@ -104,8 +104,8 @@ MUTANTS = (
     Mutant(
         "value loss without its coefficient",
         "methods/ppo.py",
-        "loss = policy.loss + self.value_coefficient * value.loss",
-        "loss = policy.loss + value.loss",
+        "return LossOutput(self.value_coefficient * value.loss, metrics)",
+        "return LossOutput(value.loss, metrics)",
         (*STEPS, *PPO),
     ),
     Mutant(
@@ -284,5 +284,12 @@ MUTANTS = (
         "torch.heaviside(gap, gap.new_tensor(0.5))",
         "torch.heaviside(gap, gap.new_tensor(1.0))",
         ONLINE,
+    ),
+    Mutant(
+        "a subclass of PPO with a loss of its own trains by PPO's",
+        "methods/base.py",
+        'if "compute" in vars(cls) and "terms" not in vars(cls):',
+        "if False:",
+        PPO,
     ),
 )

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from alignlab.errors import ConfigError
+from alignlab.kernels.plain import is_plain
 from alignlab.kernels.precision import autocast_off, upcast
 
 _GRPO_STD_FLOOR = 1e-4  # as in DeepSeekMath's code: a group of equal scores must not divide by 0
@@ -47,7 +48,8 @@ def gae(
             step_values = step_values.scatter(1, count, bootstrap.to(values).unsqueeze(1))
         deltas = step_rewards[:, :length] + gamma * step_values[:, 1 : length + 1] - step_values[:, :length]
         deltas = torch.where(torch.arange(length, device=mask.device) < count, deltas, 0.0)
-        advantages = F.pad(_discounted_sums(deltas, gamma * gae_lambda), (0, 2)).gather(1, place)
+        discounted_sums = _sums_step_by_step if is_plain("gae") else _discounted_sums
+        advantages = F.pad(discounted_sums(deltas, gamma * gae_lambda), (0, 2)).gather(1, place)
         return advantages, advantages + values  # values are 0 where nothing counts
 
 
@@ -61,6 +63,13 @@ def _discounted_sums(x: Float[Tensor, "B L"], discount: float) -> Float[Tensor, 
     while span < x.shape[1]:
         x[:, :-span] += discount * x[:, span:]
         span, discount = 2 * span, discount * discount
+    return x
+
+
+def _sums_step_by_step(x: Float[Tensor, "B L"], discount: float) -> Float[Tensor, "B L"]:
+    """The same as the recursion that defines it: y_t = x_t + discount y_(t + 1), in place."""
+    for t in reversed(range(x.shape[1] - 1)):
+        x[:, t] += discount * x[:, t + 1]
     return x
 
 

@@ -38,6 +38,11 @@ class Method(L.LightningModule):
     produces: ClassVar[Literal["policy", "reward_model"]]
     best_metric: ClassVar[tuple[str, Literal["min", "max"]]]  # which checkpoint is `best`, unless told otherwise
 
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        if "compute" in vars(cls) and "terms" not in vars(cls):
+            cls.terms = Method.terms  # whoever says what its loss is has said all of it; a parent's terms are not it
+
     def __init__(self, *, lr: float, optimizer: AdamW, epochs: float, max_steps: int | None) -> None:
         super().__init__()
         if lr < 0:
@@ -72,6 +77,11 @@ class Method(L.LightningModule):
     def compute(self, batch: Any) -> LossOutput:
         """Loss and metrics of one micro-batch, each a mean over `count(batch)`."""
         raise TypeError(f"{type(self).__name__} must say what its loss is")
+
+    def terms(self, batch: Any) -> Iterable[LossOutput]:
+        """What `compute` is the sum of. Each is differentiated before the next is asked for, so that networks with no
+        weight in common need not hold their activations at the same time."""
+        yield self.compute(batch)
 
     def before_training(self, data: Any) -> None:
         """Called once, before the first step and before a checkpoint is restored (weights are the starting ones)."""
@@ -137,20 +147,23 @@ class Method(L.LightningModule):
     # -- one optimizer step --------------------------------------------------------------------------------------
     def training_step(self, batch: Any, batch_idx: int) -> None:
         micro_batches = list(batch.split(self.micro_batch_size or max(len(batch.rows), 1)))
-        metrics = self.update(micro_batches, self.compute, self.count, lr_step=self.completed_steps)
+        metrics = self.update(micro_batches, self.terms, self.count, lr_step=self.completed_steps)
         self.seen_tokens += int(batch.sequences.attention_mask.sum())
         self.finish_step(metrics)
 
     def update(
         self,
         micro_batches: Sequence[Any],
-        compute: Callable[[Any], LossOutput],
+        terms: Callable[[Any], Iterable[LossOutput]],
         count: Callable[[Any], Tensor],
         *,
         lr_step: int,
         lr_scale: float = 1.0,
     ) -> dict[str, Tensor]:
-        """One optimizer step on the exact mean over all micro-batches of all processes; returns mean metrics."""
+        """One optimizer step on the exact mean over all micro-batches of all processes; returns mean metrics.
+
+        `terms` and `count` are those of this method, or take their place.
+        """
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         lr = self.lr * lr_scale * self.optimizer.lr_factor(lr_step, self.total_steps)
@@ -163,12 +176,13 @@ class Method(L.LightningModule):
         metrics: dict[str, Tensor] = {}
         suspects: list[Any] = []
         for micro, own in zip(micro_batches, counts, strict=True):
-            output = compute(micro)
-            share = own / total
-            suspects += [] if torch.isfinite(output.loss) else [micro]
-            self.manual_backward(output.loss * share.to(output.loss.dtype))
-            for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
-                metrics[name] = metrics.get(name, 0.0) + value.double() * share
+            share, is_finite = own / total, True
+            for output in terms(micro):
+                is_finite &= bool(torch.isfinite(output.loss))
+                self.manual_backward(output.loss * share.to(output.loss.dtype))
+                for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
+                    metrics[name] = metrics.get(name, 0.0) + value.double() * share
+            suspects += [] if is_finite else [micro]
         self._refuse_non_finite(suspects)
         self._sum_gradients()
         optimizer.step()  # unscales under 16-mixed, then calls on_before_optimizer_step

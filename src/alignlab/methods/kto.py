@@ -11,7 +11,6 @@ process's part of it).
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -88,7 +87,9 @@ class KTO(Method):
         micro_batches = list(batch.split(self.micro_batch_size or max(len(batch.rows), 1)))
         mismatched = [self.mismatched_logprobs(micro) for micro in micro_batches]
         kl = _over_processes(torch.cat(mismatched, dim=1)) if self.loss.needs_kl else None
-        metrics = self.update(micro_batches, partial(self._loss_of, kl=kl), self.count, lr_step=self.completed_steps)
+        metrics = self.update(
+            micro_batches, lambda micro: [self._loss_of(micro, kl)], self.count, lr_step=self.completed_steps
+        )
         self.seen_tokens += int(batch.sequences.attention_mask.sum())
         self.finish_step(metrics)
 

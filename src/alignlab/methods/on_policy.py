@@ -149,7 +149,7 @@ class OnPolicy(Method):
                 micro_batches = list(split(self.before_update(minibatch), self.micro_size(len(minibatch.rows))))
                 scale = self.adaptive_lr.scale if self.adaptive_lr is not None else 1.0
                 metrics = self.update(
-                    micro_batches, self.compute, self.count, lr_step=self.completed_steps, lr_scale=scale
+                    micro_batches, self.terms, self.count, lr_step=self.completed_steps, lr_scale=scale
                 )
                 num_updates += 1
                 totals = {name: totals.get(name, 0.0) + value for name, value in metrics.items()}

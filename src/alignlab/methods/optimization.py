@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from alignlab.errors import ConfigError
+from alignlab.kernels.plain import is_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class AdamW:
         ]
         groups = [group for group in groups if group["params"]]
         # on a CPU the fused form is 5-7 times faster than the loop; on CUDA torch's own choice (foreach) is as fast
-        fused = not loss_scaling and all(p.device.type == "cpu" for p in trained)
+        fused = not loss_scaling and not is_plain("adamw") and all(p.device.type == "cpu" for p in trained)
         return torch.optim.AdamW(groups, lr=lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=fused or None)
 
     def lr_factor(self, step: int, total_steps: int) -> float:

@@ -131,15 +131,36 @@ class PPO(OnPolicy):
         return self.policy_loss(out.logprobs, batch.logprobs, batch.advantages, batch.mask, entropy=out.entropy)
 
     def compute(self, batch: Experience) -> LossOutput:
+        terms = list(self._terms(batch))
+        return LossOutput(
+            torch.stack([term.loss for term in terms]).sum(),
+            {name: value for term in terms for name, value in term.metrics.items()},
+        )
+
+    def terms(self, batch: Experience) -> Iterable[LossOutput]:
+        yield from self._terms(batch)
+
+    def _terms(self, batch: Experience) -> Iterable[LossOutput]:
+        """One of policy and critic on the same trunk; one each, the policy's first, of networks of their own."""
         shares_trunk = self.critic is None
         wants_entropy = self.policy_loss.entropy_coefficient > 0
         settings = {"temperature": self.temperature, "entropy": wants_entropy, "values": shares_trunk}
         policy, values = self.scored(self.policy, batch, self.policy_loss_of, **settings)
-        values = values if self.critic is None else self.critic(batch.sequences)
+        of_policy = {**policy.metrics, "policy_loss": policy.loss.detach()}
+        if self.critic is not None:
+            yield LossOutput(policy.loss, of_policy)
+            yield self._value_term(self.critic(batch.sequences), batch)
+            return
+        assert values is not None
+        value = self._value_term(values, batch)
+        yield LossOutput(policy.loss + value.loss, of_policy | value.metrics)
+
+    def _value_term(self, values: Tensor, batch: Experience) -> LossOutput:
+        """The value loss by its coefficient."""
+        assert batch.values is not None and batch.returns is not None  # see `collect`
         value = self.value_loss(values, batch.values, batch.returns, batch.mask)
-        loss = policy.loss + self.value_coefficient * value.loss
-        metrics = {**policy.metrics, "policy_loss": policy.loss.detach(), "value_loss": value.loss.detach()}
-        return LossOutput(loss, metrics | {"value_clip_fraction": value.metrics["clip_fraction"]})
+        metrics = {"value_loss": value.loss.detach(), "value_clip_fraction": value.metrics["clip_fraction"]}
+        return LossOutput(self.value_coefficient * value.loss, metrics)
 
 
 def make_critic(kind: str, policy: Policy, reward: Reward) -> Critic | None:

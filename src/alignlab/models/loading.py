@@ -4,7 +4,8 @@ Two things that the libraries let pass are errors here. A checkpoint that lacks 
 no exception; and weights come in the dtype they were stored in, where a small learning rate moves nothing (bfloat16
 has 8 bits of mantissa). Whatever is made at random is made from a given seed, and the global RNG is left alone.
 
-Every network, made or loaded, computes GELU's tanh form in one operation, whatever its config calls it.
+Every network, made or loaded, computes GELU's tanh form in one operation, whatever its config calls it (unless
+`hardware.plain` names gelu).
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from alignlab.errors import ModelError
+from alignlab.kernels.plain import is_plain
 from alignlab.models.backbone import body_prefix
 from alignlab.models.heads import init_reward_head
 from alignlab.models.origins import REWARD_FILE, Origin
@@ -130,6 +132,8 @@ def with_fused_gelu(model: Any) -> Any:
     """
     from transformers.activations import NewGELUActivation
 
+    if is_plain("gelu"):
+        return model
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):

@@ -17,11 +17,12 @@ from alignlab.batches import IGNORE, Sequences
 from alignlab.kernels.chunked_loss import Metrics, linear_loss
 from alignlab.kernels.logprobs import LinearLogprobs, linear_argmax, linear_logprobs, shift_labels
 from alignlab.models.adapter_state import adapter_off, is_adapted
-from alignlab.models.backbone import device_of, lm_head
+from alignlab.models.backbone import Head, device_of, lm_head
 from alignlab.models.decoding import Decoder
 from alignlab.models.heads import ValueHead
 from alignlab.models.origins import Origin
 from alignlab.models.packing import Layout, hidden_at
+from alignlab.models.tied import head_after_body
 
 
 class PolicyOutput(NamedTuple):
@@ -87,15 +88,15 @@ class Policy(nn.Module):
         """
         labels = shift_labels(sequences.labels)
         mask = labels != IGNORE
-        hidden = self._hidden(sequences, mask)
-        head = lm_head(self.model)._asdict()
-        scored = linear_logprobs(hidden, labels=labels[mask], temperature=temperature, entropy=entropy, **head)
+        hidden, head = self._read(sequences, mask)
+        settings = head._asdict()
+        scored = linear_logprobs(hidden, labels=labels[mask], temperature=temperature, entropy=entropy, **settings)
         return PolicyOutput(
             logprobs=scatter(scored.logprobs, mask),
             mask=mask,
             entropy=None if scored.entropy is None else scatter(scored.entropy, mask),
             values=self._values(hidden, mask) if values else None,
-            greedy=scatter(linear_argmax(hidden, **head) == labels[mask], mask) if greedy else None,
+            greedy=scatter(linear_argmax(hidden, **settings) == labels[mask], mask) if greedy else None,
         )
 
     def loss_in_parts(
@@ -115,7 +116,7 @@ class Policy(nn.Module):
         """
         labels = shift_labels(sequences.labels)
         mask = labels != IGNORE
-        hidden = self._hidden(sequences, mask)
+        hidden, head = self._read(sequences, mask)
         place = torch.zeros(mask.shape, dtype=torch.int64, device=mask.device)
         place[mask] = torch.arange(len(hidden), device=mask.device)  # of each scored token among the scored
         masks = [shift_labels(part.labels) != IGNORE for _, part in parts]
@@ -132,7 +133,7 @@ class Policy(nn.Module):
             loss=loss_of,
             temperature=temperature,
             entropy=entropy,
-            **lm_head(self.model)._asdict(),
+            **head._asdict(),
         )
         return LossInParts(total, metrics, self._values(hidden, mask) if values else None)
 
@@ -155,9 +156,11 @@ class Policy(nn.Module):
         """Inside, the network is the one training started from (its own business for a policy without an adapter)."""
         return adapter_off(self.model) if self.has_adapter else nullcontext()
 
-    def _hidden(self, sequences: Sequences, mask: Bool[Tensor, "B T"]) -> Float[Tensor, "scored D"]:
-        """The hidden states at scored positions."""
-        return hidden_at(self.model, sequences, mask, layout=self.layout)
+    def _read(self, sequences: Sequences, mask: Bool[Tensor, "B T"]) -> tuple[Float[Tensor, "scored D"], Head]:
+        """The hidden states at scored positions, and the head that belongs to them."""
+        with head_after_body(self.model) as head:
+            hidden = hidden_at(self.model, sequences, mask, layout=self.layout)
+        return hidden, head()
 
     def _values(self, hidden: Float[Tensor, "scored D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         assert self.value_head is not None, "values=True needs policy.value_head = ValueHead(policy.hidden_size)"

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.app.configs.made import make
-from alignlab.app.work.training import Metrics, data_for, device_of, world_of
+from alignlab.app.work.training import Metrics, data_for, device_of, settle, world_of
 
 
 def evaluate(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
@@ -20,6 +20,7 @@ def evaluate(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
 
     from alignlab.report.reward import build_reward_report
 
+    settle(cfg)
     of: Path = target.needs["of"][0].folder
     trained = OmegaConf.load(of / "config.yaml")
     assert isinstance(trained, DictConfig)

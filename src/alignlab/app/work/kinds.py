@@ -16,7 +16,6 @@ from alignlab.app.work.sample import sample
 from alignlab.app.work.training import (
     Metrics,
     card_of,
-    check_hardware,
     load_model,
     make_data,
     make_monitor,
@@ -24,7 +23,7 @@ from alignlab.app.work.training import (
     make_trainer,
     rank_of_process,
     seed_everything,
-    use_threads,
+    settle,
     world_of,
 )
 from alignlab.errors import ConfigError
@@ -38,8 +37,7 @@ def train(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     from alignlab.methods.checkpoint import newest_checkpoint, restore_method
     from alignlab.models.policy import Policy
 
-    check_hardware(cfg)
-    use_threads(cfg)
+    settle(cfg)
     seed_everything(cfg.seed)
     source = make(cfg.model, "model")(seed=cfg.seed, gradient_checkpointing=cfg.hardware.gradient_checkpointing)
     make_method = make(cfg.method, "method")
@@ -147,6 +145,7 @@ def study(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     """Ask the study for its findings and write them down; it may read the runs of its needs."""
     from alignlab.report.study import build_study
 
+    settle(cfg)
     seed_everything(cfg.seed)
     task = cfg.task
     runs = {name: [parent.folder for parent in parents] for name, parents in target.needs.items()}

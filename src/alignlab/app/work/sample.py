@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignlab.app.configs.made import make
 from alignlab.app.runs.runfolder import as_json, write_atomic
-from alignlab.app.work.training import Metrics, check_hardware, data_for, device_of, use_threads, world_of
+from alignlab.app.work.training import Metrics, data_for, device_of, settle, world_of
 from alignlab.errors import ConfigError
 
 JUDGE_ANSWERS = "judge_answers.jsonl"
@@ -39,8 +39,7 @@ def sample(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
     from alignlab.rows import PromptRow
 
     task = cfg.task
-    check_hardware(cfg)
-    use_threads(cfg)
+    settle(cfg)
     [of] = target.needs["of"] if "of" in target.needs else target.needs[task.of]
     _check_policy(of.folder)
     data_node = _data_node(cfg, of.folder)

@@ -61,12 +61,17 @@ def device_of(cfg: DictConfig) -> str:
     return "cuda" if cfg.hardware.accelerator == "gpu" else "cpu"
 
 
-def use_threads(cfg: DictConfig) -> None:
-    """As many CPU threads as hardware.threads says; null: as many as torch started with, whatever came before."""
+def settle(cfg: DictConfig) -> None:
+    """What holds for the whole process: CPU threads (null: as many as torch started with) and forms that are plain."""
     import torch
 
+    from alignlab.kernels.plain import choose_plain
+
+    check_hardware(cfg)
     own_choice = torch_threads()
     torch.set_num_threads(cfg.hardware.threads or own_choice)
+    plain = cfg.hardware.plain or []
+    choose_plain([plain] if isinstance(plain, str) else plain)
 
 
 @cache
