@@ -8,6 +8,7 @@ import pytest
 from alignlab.errors import DataError
 from alignlab.statistics import (
     clustered_interval,
+    clustered_share_interval,
     match_samples,
     mean_interval,
     paired_bootstrap,
@@ -141,3 +142,55 @@ def test_one_cluster_has_no_interval_and_clusters_must_match():
     assert math.isnan(clustered_interval([1.0, 2.0], [0, 0]).low)
     with pytest.raises(DataError, match="one length"):
         clustered_interval([1.0, 2.0], [0])
+
+
+def test_a_share_over_two_clusters_worked_by_hand():
+    # gaps 1 and -1, variance 2 / 1 * 2 / 16 = 1/4, of independent values 1/4 / 3: effect 3; t(3) and t(1) from a table
+    found = clustered_share_interval([1, 1, 0, 0], ["a", "a", "b", "b"])
+    n, z = 4 / 3 * (3.182446 / 12.706205) ** 2, 1.959964
+    half = z / (1 + z * z / n) * math.sqrt(0.25 / n + z * z / (4 * n * n))
+    assert (found.mean, found.stderr, found.count) == (0.5, 0.5, 2)
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), rel=1e-5)
+
+
+def test_a_share_of_values_in_clusters_of_their_own_is_wilsons():
+    values = [1.0, 0.0, 1.0, 0.5, 1.0]
+    assert clustered_share_interval(values, range(5)) == share_interval(3.5, 5)
+    assert clustered_share_interval([1.0], ["a"]) == share_interval(1, 1)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.0, 1.0])
+def test_copies_of_a_value_tell_nothing_new(share: float):
+    values = [1.0] * round(200 * share) + [0.0] * round(200 * (1 - share))
+    copied = clustered_share_interval(values * 5, [*range(200)] * 5)
+    once = share_interval(sum(values), 200)
+    assert copied.mean == once.mean and copied.count == 200
+    assert (copied.low, copied.high) == pytest.approx((once.low, once.high), abs=0.001)
+
+
+def test_clusters_that_are_less_alike_than_chance_are_not_counted_as_more_values():
+    """In each of 50 clusters one of two is right: the variance over clusters is 0, which is not certainty."""
+    found, pairs = clustered_share_interval([1, 0] * 50, [i // 2 for i in range(100)]), share_interval(50, 100)
+    assert found.low <= pairs.low < pairs.high <= found.high
+    assert found.high - found.low < 1.05 * (pairs.high - pairs.low)
+
+
+def test_a_clustered_share_covers_the_truth():
+    """1000 samples of 30 clusters of 5 that are alike (a correlation of 1/3): 95% of the intervals hold the share."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    clusters, covered, naive = np.repeat(np.arange(30), 5).tolist(), 0, 0
+    for _ in range(1000):
+        chances = np.repeat(random.beta(1.4, 0.6, size=30), 5)  # mean 0.7, correlation 1 / (1 + 1.4 + 0.6)
+        values = (random.random(150) < chances).astype(float).tolist()
+        found, wilson = clustered_share_interval(values, clusters), share_interval(sum(values), 150)
+        covered += found.low <= 0.7 <= found.high
+        naive += wilson.low <= 0.7 <= wilson.high
+    assert 930 <= covered <= 970 and naive < 880
+
+
+def test_one_cluster_tells_no_share():
+    assert math.isnan(clustered_share_interval([1, 0, 1], [7, 7, 7]).low)
+    with pytest.raises(DataError, match="one length"):
+        clustered_share_interval([1.0, 0.0], [0])

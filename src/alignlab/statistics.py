@@ -1,8 +1,9 @@
 """Means, shares and win rates with their 95% intervals, on plain lists of numbers.
 
-Every interval here is over *prompts* (or pairs): replies to one prompt are averaged first, because they are not
-independent. Which interval is which: means use Student's t, shares and win rates use Wilson's score interval,
-paired differences use a seeded percentile bootstrap. On floor 0, because evaluation and report both need it.
+Every interval here is over *prompts* (or pairs, where no two share a prompt): replies to one prompt are not
+independent, so they are averaged first, or counted as a cluster. Which interval is which: means use Student's t, shares
+and win rates use Wilson's score interval, paired differences use a seeded percentile bootstrap. On floor 0, because
+evaluation and report both need it.
 """
 
 import json
@@ -55,19 +56,46 @@ def clustered_interval(values: Sequence[float], clusters: Sequence[Hashable], *,
         DataError: there are no values, or not as many clusters.
     """
     _check_paired(values, clusters)
-    mean = mean_interval(values).mean
-    gaps: dict[Hashable, list[float]] = defaultdict(list)
-    for value, cluster in zip(values, clusters):
-        gaps[cluster].append(value - mean)
-    count = len(gaps)
+    if len(set(clusters)) == len(values):
+        return mean_interval(values, confidence=confidence)
+    mean, stderr, count = _clustered_mean(values, clusters)
     if count == 1:
         return Interval(mean, math.nan, math.nan, math.nan, 1)
     from scipy.special import stdtrit
 
-    squares = math.fsum(math.fsum(own) ** 2 for own in gaps.values())
-    stderr = math.sqrt(count / (count - 1) * squares) / len(values)
     quantile = float(stdtrit(count - 1, 0.5 + confidence / 2))
     return Interval(mean, mean - quantile * stderr, mean + quantile * stderr, stderr, count)
+
+
+def clustered_share_interval(
+    values: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95
+) -> Interval:
+    """Mean of values from 0 to 1, most of them 0 or 1, that come in clusters; Wilson's interval at an effective number.
+
+    With N values in K clusters, m their mean and v its variance over clusters (`clustered_interval`), the design effect
+    is v / (m (1 - m) / (N - 1)), and N over it is the number of independent values that would tell as much: Wilson's
+    interval is taken at that number (Dean & Pagano 2015), times (t(N - 1) / t(K - 1))^2 for few clusters (Korn &
+    Graubard 1998). A design effect below 1 counts as 1; where m is 0 or 1 nothing tells it, and it is taken for N / K,
+    as if all values of a cluster were one. Clusters of one value each: `share_interval`. `count` is K; one cluster of
+    several values has no interval.
+
+    Raises:
+        DataError: there are no values, or not as many clusters.
+    """
+    _check_paired(values, clusters)
+    if len(set(clusters)) == len(values):
+        return share_interval(math.fsum(values), len(values), confidence=confidence)
+    share, stderr, count = _clustered_mean(values, clusters)
+    if count == 1:
+        return Interval(share, math.nan, math.nan, math.nan, 1)
+    from scipy.special import stdtrit
+
+    number = len(values)
+    independent = share * (1 - share) / (number - 1)
+    effect = max(1.0, stderr**2 / independent) if independent > 0 else number / count
+    by_values, by_clusters = (float(stdtrit(each - 1, 0.5 + confidence / 2)) for each in (number, count))
+    low, high = _wilson(share, number / effect * (by_values / by_clusters) ** 2, confidence)
+    return Interval(share, low, high, stderr, count)
 
 
 def share_interval(successes: float, count: int, *, confidence: float = 0.95) -> Interval:
@@ -81,16 +109,9 @@ def share_interval(successes: float, count: int, *, confidence: float = 0.95) ->
     """
     if count < 1 or not 0 <= successes <= count:
         raise DataError(f"a share needs 0 <= successes <= count and count >= 1, not {successes} of {count}")
-    from scipy.special import ndtri
-
-    z = float(ndtri(0.5 + confidence / 2))
     share = successes / count
-    scale = 1 + z * z / count
-    centre = (share + z * z / (2 * count)) / scale
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / scale
-    # At p = 0 and p = 1 one end is exactly p; rounding must not put it on the wrong side.
-    low, high = min(share, centre - half), max(share, centre + half)
-    return Interval(share, max(0.0, low), min(1.0, high), math.sqrt(share * (1 - share) / count), count)
+    low, high = _wilson(share, count, confidence)
+    return Interval(share, low, high, math.sqrt(share * (1 - share) / count), count)
 
 
 def win_rate(ours: Sequence[float], theirs: Sequence[float], *, confidence: float = 0.95) -> Interval:
@@ -134,6 +155,30 @@ def match_samples(
     mine, others = _per_prompt(ours, field), _per_prompt(theirs, field)
     shared = [key for key in mine if key in others]
     return [mine[key] for key in shared], [others[key] for key in shared]
+
+
+def _clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float, int]:
+    """Mean, its standard error over clusters (NaN for one), and the number of clusters; see `clustered_interval`."""
+    mean = mean_interval(values).mean
+    gaps: dict[Hashable, list[float]] = defaultdict(list)
+    for value, cluster in zip(values, clusters):
+        gaps[cluster].append(value - mean)
+    count = len(gaps)
+    squares = math.fsum(math.fsum(own) ** 2 for own in gaps.values())
+    stderr = math.sqrt(count / (count - 1) * squares) / len(values) if count > 1 else math.nan
+    return mean, stderr, count
+
+
+def _wilson(share: float, count: float, confidence: float) -> tuple[float, float]:
+    """Wilson's interval of a share of `count`, which need not be whole."""
+    from scipy.special import ndtri
+
+    z = float(ndtri(0.5 + confidence / 2))
+    scale = 1 + z * z / count
+    centre = (share + z * z / (2 * count)) / scale
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / scale
+    # At p = 0 and p = 1 one end is exactly p; rounding must not put it on the wrong side.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def _per_prompt(samples: Sequence[Mapping[str, Any]], field: str) -> dict[Hashable, float]:

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 from alignlab.errors import DataError
 from alignlab.evaluate.length_control import length_controlled_win_rate
-from alignlab.statistics import share_interval
+from alignlab.statistics import mean_interval, share_interval
 
 
 def logit(share):
@@ -28,10 +28,10 @@ def test_two_lengths_are_a_model_that_fits_exactly():
     wins = [1.0] * 9 + [0.0] + [1.0] * 2 + [0.0] * 8
     found = length_controlled_win_rate(wins, [30] * 10 + [-30] * 10, prior_precision=0.0)
     assert found.mean == pytest.approx(sigmoid((logit(0.9) + logit(0.2)) / 2), abs=1e-8)
-    # each logit has variance 1 / (n p (1 - p)); theta is the mean of two independent ones
-    error = math.sqrt(1 / (10 * 0.09) + 1 / (10 * 0.16)) / 2
-    assert found.low == pytest.approx(sigmoid(logit(found.mean) - 1.959964 * error), abs=1e-6)
-    assert found.high == pytest.approx(sigmoid(logit(found.mean) + 1.959964 * error), abs=1e-6)
+    # each logit has variance 1 / (n p (1 - p)); theta is the mean of two independent ones; t(18) from a printed table
+    error = math.sqrt(1 / (10 * 0.09) + 1 / (10 * 0.16)) / 2 * math.sqrt(20 / 18)
+    assert found.low == pytest.approx(sigmoid(logit(found.mean) - 2.100922 * error), abs=1e-6)
+    assert found.high == pytest.approx(sigmoid(logit(found.mean) + 2.100922 * error), abs=1e-6)
     assert found.stderr == pytest.approx(found.mean * (1 - found.mean) * error, rel=1e-6)
     assert found.count == 20
 
@@ -63,8 +63,15 @@ def test_the_two_sides_add_up_to_one_and_ties_are_half():
 def test_where_lengths_are_equal_it_is_the_win_rate():
     found = length_controlled_win_rate([1, 1, 0, 0.5], [0, 0, 0, 0])
     assert found.mean == pytest.approx(2.5 / 4, abs=1e-8)
-    # the sandwich error of a mean: root of the mean square over n
-    assert found.stderr == pytest.approx(math.sqrt(sum((y - 0.625) ** 2 for y in (1, 1, 0, 0.5))) / 4, rel=1e-6)
+    # the standard error of a mean, with the unbiased variance
+    assert found.stderr == pytest.approx(mean_interval([1, 1, 0, 0.5]).stderr, rel=1e-6)
+
+
+def test_as_many_prompts_as_parameters_have_no_interval():
+    found = length_controlled_win_rate([1, 0], [3, 5])
+    assert 0 < found.mean < 1 and math.isnan(found.low) and math.isnan(found.stderr)
+    assert math.isfinite(length_controlled_win_rate([1, 0], [0, 0]).low)
+    assert math.isfinite(length_controlled_win_rate([1, 0, 1], [3, 5, 1]).low)
 
 
 def test_where_length_alone_tells_it_stays_finite():
@@ -121,8 +128,6 @@ def test_gpt4s_verdicts_on_alpacaeval_against_a_plain_search(real_data):
 
 def test_mean_and_error_of_published_win_rates(real_data):
     """AlpacaEval's standard error is that of the mean over prompts, as ours (Wilson has none)."""
-    from alignlab.statistics import mean_interval
-
     rows = list(csv.DictReader((real_data / "reference-results" / "alpacaeval1_leaderboard.csv").open()))
     checked = 0
     for row in rows:

@@ -17,7 +17,7 @@ from alignlab.evaluate.pairs import by_subset, length_figures, style_figures, st
 from alignlab.evaluate.reward import evaluate_reward_model, summarise_scores
 from alignlab.models.reward_model import RewardModel
 from alignlab.rows import PairFacts, PreferenceRow
-from alignlab.statistics import mean_interval, share_interval, win_rate
+from alignlab.statistics import clustered_share_interval, mean_interval, share_interval, win_rate
 from tests.tiny_models import tiny_classifier, tiny_tokenizer
 
 # right, wrong, tie, right, right; chosen longer by 2, 4, -1, -3, 0
@@ -82,19 +82,35 @@ def test_styles_of_two_records_worked_by_hand():
     assert metrics["normal_accuracy"] == 0.5
     assert metrics["hard_accuracy"] == pytest.approx((0.5 + 0.25 + 0.5) / 3)
     assert metrics["accuracy"] == pytest.approx((1 + 0.5 + 1.25 / 3) / 3)
-    # two prompts, right on 3 / 9 and 8.5 / 9: t with one degree of freedom
-    prompts = mean_interval([3 / 9, 8.5 / 9])
-    assert metrics["accuracy_low"] == pytest.approx(prompts.low) and metrics["accuracy_high"] == pytest.approx(
-        prompts.high
-    )
+    # two prompts, right on 3 / 9 and 8.5 / 9
+    rights = [*(1.0 if each > 0 else 0.5 if each == 0 else 0.0 for each in margins)]
+    prompts = clustered_share_interval(rights, [0] * 9 + [1] * 9)
+    assert (metrics["accuracy_low"], metrics["accuracy_high"]) == (prompts.low, prompts.high)
     # mean margins -1 and 2
     prompts = mean_interval([-1.0, 2.0])
     assert (metrics["margin_low"], metrics["margin_high"]) == pytest.approx((prompts.low, prompts.high))
-    # hard: right on 0 / 3 and 2.5 / 3
-    prompts = mean_interval([0.0, 2.5 / 3])
-    assert metrics["hard_accuracy_low"] == pytest.approx(prompts.low)
+    # hard: right on 0 / 3 and 2.5 / 3; easy: on all six, of which two prompts do not make a certainty
+    assert metrics["hard_accuracy_low"] == clustered_share_interval([0, 0, 0, 1, 0.5, 1], [0, 0, 0, 1, 1, 1]).low
+    assert metrics["easy_accuracy_high"] == 1.0 and metrics["easy_accuracy_low"] < 0.1
     assert evaluation.subsets[0].styles == [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
     assert evaluation.subsets[1].metrics["hard_accuracy"] == pytest.approx(2.5 / 3)
+
+
+def test_pairs_that_share_a_prompt_are_counted_by_prompt():
+    """Twice the same four prompts tell little more than once."""
+    margins, once = [1.0, -2.0, 3.0, 0.5], [PairFacts(i, 1, 1) for i in range(4)]
+    alone, twice, apart = (
+        summarise_scores(scores, [0.0] * len(scores), facts=facts).metrics
+        for scores, facts in (
+            (margins, once),
+            (margins * 2, once * 2),
+            (margins * 2, once + [PairFacts(4 + i, 1, 1) for i in range(4)]),
+        )
+    )
+    for name in ("accuracy", "margin"):
+        width, doubled, more = (each[f"{name}_high"] - each[f"{name}_low"] for each in (alone, twice, apart))
+        assert alone[name] == twice[name] == apart[name] and more < 0.85 * width
+        assert doubled == pytest.approx(width, rel=1e-9) if name == "margin" else 0.95 < doubled / width < 1.3
 
 
 def test_a_cell_without_pairs_is_no_zero():

@@ -11,6 +11,8 @@ from alignlab.evaluate.preference import evaluate_pairs
 from alignlab.models.policy import Policy
 from alignlab.models.reference import FrozenCopy
 from alignlab.models.source import ModelSource
+from alignlab.rows import PairFacts
+from alignlab.statistics import clustered_interval, clustered_share_interval
 from tests.tiny_models import tiny_architecture, tiny_causal, tiny_tokenizer
 
 PAIRS = (("a cat", " purrs", " bites me"), ("so", " it is", " no"), ("hello", " you!", " dog"))
@@ -106,3 +108,19 @@ def test_dropout_is_off_while_pairs_are_measured():
     policy = source.load_policy().train()
     found = evaluate_pairs(policy, reference=FrozenCopy(policy), batches=[batch()])
     assert found["implicit_margin"] == pytest.approx(0.0, abs=1e-4) and policy.training
+
+
+@torch.no_grad()
+def test_pairs_of_one_prompt_are_counted_by_prompt():
+    """Rows come in any order and in several batches; their facts are found by number."""
+    policy, facts = make_policy(), [PairFacts(prompt, 1, 1) for prompt in (7, 7, 8)]
+    batches = [batch(PAIRS[1:])._replace(rows=torch.tensor([1, 2])), batch(PAIRS[:1])._replace(rows=torch.tensor([0]))]
+    margins = [chosen - rejected for chosen, rejected in by_loops(policy)]
+    found = evaluate_pairs(policy, reference=FrozenCopy(make_policy(1)), batches=batches, facts=facts)
+    margin = clustered_interval(margins, [7, 7, 8])
+    share = clustered_share_interval([float(each > 0) for each in margins], [7, 7, 8])
+    assert (found["pair_margin_low"], found["pair_margin_high"]) == pytest.approx((margin.low, margin.high), rel=1e-4)
+    assert (found["pair_accuracy_low"], found["pair_accuracy_high"]) == pytest.approx((share.low, share.high))
+    apart = evaluate_pairs(policy, reference=FrozenCopy(make_policy(1)), batches=batches)
+    for name in ("pair_margin", "pair_accuracy", "implicit_margin", "implicit_accuracy"):
+        assert apart[name] == pytest.approx(found[name]) and apart[f"{name}_low"] != found[f"{name}_low"]

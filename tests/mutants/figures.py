@@ -6,6 +6,7 @@ STATISTICS = ("test_statistics.py",)
 POLICY = ("evaluate/test_evaluate_policy.py",)
 COMPARISON = ("evaluate/test_comparison.py",)
 REWARD = ("evaluate/test_evaluate_reward.py",)
+PAIRS = ("evaluate/test_pairs.py",)
 EXACT = ("evaluate/test_exact_figures.py",)
 
 MUTANTS = (
@@ -106,6 +107,34 @@ MUTANTS = (
         "0.5 if margin == 0 else 0.0",
         "1.0 if margin == 0 else 0.0",
         REWARD,
+    ),
+    Mutant(
+        "a reward model's pairs of one prompt counted as if they were independent",
+        "evaluate/pairs.py",
+        "return clustered_share_interval(rights, [fact.prompt for fact in facts] or range(len(rights)))",
+        "return clustered_share_interval(rights, range(len(rights)))",
+        PAIRS,
+    ),
+    Mutant(
+        "facts of pairs by their place in the batch, not by their row",
+        "evaluate/preference.py",
+        "[facts[row] for row in rows]",
+        "[facts[row] for row, _ in enumerate(rows)]",
+        ("evaluate/test_preference.py",),
+    ),
+    Mutant(
+        "no allowance for few clusters",
+        "statistics.py",
+        "number / effect * (by_values / by_clusters) ** 2",
+        "number / effect",
+        STATISTICS,
+    ),
+    Mutant(
+        "the error of a length-controlled win rate with the normal quantile",
+        "evaluate/length_control.py",
+        "half = float(stdtrit(freedom, 0.5 + confidence / 2)) * stderr",
+        "half = 1.959964 * stderr",
+        ("evaluate/test_length_control.py",),
     ),
     Mutant(
         "calibration by the probability of the chosen reply, not of the bet",

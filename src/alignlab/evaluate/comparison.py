@@ -84,7 +84,8 @@ def _figures(wins: Sequence[float], gaps: Sequence[float]) -> dict[str, float]:
     controlled = length_controlled_win_rate(wins, gaps)
     if math.isfinite(controlled.mean):
         _add(metrics, "win_rate_length_controlled", controlled)
-        metrics["win_rate_length_controlled_stderr"] = controlled.stderr
+        if math.isfinite(controlled.stderr):
+            metrics["win_rate_length_controlled_stderr"] = controlled.stderr
     if len(wins) > 1:
         metrics["win_rate_stderr"] = mean_interval(wins).stderr
     return metrics

@@ -34,8 +34,10 @@ def length_controlled_win_rate(
 ) -> Interval:
     """sigmoid(theta) of the module's model, over prompts.
 
-    Its interval is sigmoid(theta +- z * se), with the sandwich error of theta (White 1982): right for soft labels, of
-    which ties are some. `stderr` is that of the win rate, by the delta method. Where all prompts have one verdict (all
+    Its interval is sigmoid(theta +- t * se), with the sandwich error of theta (White 1982): right for soft labels, of
+    which ties are some. Of n prompts and p parameters (2; 1 where all lengths are equal) it takes n / (n - p) times the
+    variance, and t has n - p degrees of freedom (MacKinnon & White 1985, HC1); with n = p there is no interval.
+    `stderr` is that of the win rate, by the delta method. Where all prompts have one verdict (all
     won, all tied, a single prompt) there is nothing to fit, and no residual to take an error from: that share, with
     its Wilson interval. NaN, without an interval, where all replies are longer (or shorter) by the same number of
     characters and not all prompts are won or lost: nothing tells what length does; with that number 0 it is the win
@@ -56,11 +58,14 @@ def length_controlled_win_rate(
         return share_interval(float(y.sum()), len(y), confidence=confidence)
     features = np.stack([np.ones_like(d), np.tanh(d / spread) if spread > 0 else d], axis=1)  # (prompts, 2)
     theta, stderr = _fitted(features, y, np.diag([0.0, prior_precision]))
-    from scipy.special import expit, ndtri
+    from scipy.special import expit, stdtrit
 
-    z = float(ndtri(0.5 + confidence / 2))
-    low, rate, high = (float(expit(theta + side * z * stderr)) for side in (-1, 0, 1))
-    return Interval(rate, low, high, rate * (1 - rate) * stderr, len(y))
+    rate, freedom = float(expit(theta)), len(y) - (2 if spread > 0 else 1)
+    if freedom < 1:
+        return Interval(rate, math.nan, math.nan, math.nan, len(y))
+    stderr *= math.sqrt(len(y) / freedom)
+    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * stderr
+    return Interval(rate, float(expit(theta - half)), float(expit(theta + half)), rate * (1 - rate) * stderr, len(y))
 
 
 def _fitted(features: np.ndarray, y: np.ndarray, prior: np.ndarray) -> tuple[float, float]:

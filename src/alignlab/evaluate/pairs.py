@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from alignlab.errors import NonFiniteError
 from alignlab.rows import PairFacts
-from alignlab.statistics import Interval, clustered_interval, mean_interval, share_interval
+from alignlab.statistics import Interval, clustered_interval, clustered_share_interval
 
 Matrix = list[list[float | None]]
 """Entry [i][j]: share of right pairs among those of style i (chosen) and style j (rejected); None: no such pair."""
@@ -43,19 +43,14 @@ def pair_figures(margins: Sequence[float], facts: Sequence[PairFacts]) -> dict[s
 
 
 def accuracy_of(margins: Sequence[float], facts: Sequence[PairFacts]) -> Interval:
-    """Share of right pairs, ties half. Interval: Wilson over pairs; pairs by style share their replies, so theirs is
-    over prompts (`clustered_interval`)."""
+    """Share of right pairs, ties half; Wilson's interval, over prompts where pairs share one (no facts: over pairs)."""
     rights = [right(margin) for margin in margins]
-    if any(fact.styles is not None for fact in facts):
-        return clustered_interval(rights, [fact.prompt for fact in facts])
-    return share_interval(math.fsum(rights), len(rights))
+    return clustered_share_interval(rights, [fact.prompt for fact in facts] or range(len(rights)))
 
 
 def margin_of(margins: Sequence[float], facts: Sequence[PairFacts]) -> Interval:
-    """Mean margin, raw scores. Interval: Student t over pairs; over prompts where pairs have styles."""
-    if any(fact.styles is not None for fact in facts):
-        return clustered_interval(margins, [fact.prompt for fact in facts])
-    return mean_interval(margins)
+    """Mean margin, raw scores; a t interval, over prompts where pairs share one (no facts: over pairs)."""
+    return clustered_interval(margins, [fact.prompt for fact in facts] or range(len(margins)))
 
 
 def length_figures(margins: Sequence[float], facts: Sequence[PairFacts]) -> dict[str, float]:
@@ -94,7 +89,7 @@ def style_figures(margins: Sequence[float], facts: Sequence[PairFacts]) -> dict[
         ]
         if members:
             rights, prompts = zip(*members)
-            _add(metrics, f"{name}_accuracy", clustered_interval(rights, prompts))
+            _add(metrics, f"{name}_accuracy", clustered_share_interval(rights, prompts))
     return metrics
 
 

@@ -178,7 +178,7 @@ def reward_note(rows: Sequence[Row]) -> str:
     over = (
         "Student t over seeds"
         if any(row.num_seeds > 1 for row in rows)
-        else "accuracy Wilson, margin Student t, over pairs"
+        else "accuracy Wilson, margin Student t, over pairs (over prompts where pairs share one)"
     )
     exact = (
         "; likelihood gap: what the likelihood of all pairs of an exact world lacks, nats a pair; "

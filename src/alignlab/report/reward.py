@@ -21,8 +21,8 @@ LENGTH_NOTE = (
     "where it is the shorter one; correlation: Pearson's, of margin and length of chosen - length of rejected."
 )
 SUBSET_NOTE = (
-    "Ties half; low and high: 95% interval (Wilson over pairs; Student t over prompts where pairs have styles; of "
-    "several seeds the means, Student t over seeds). "
+    "Ties half; low and high: 95% interval (Wilson over pairs, or over prompts where pairs share one; of several "
+    "seeds the means, Student t over seeds). "
     "Longer wins: how often the longer reply is the chosen one."
 )
 STYLE_NOTE = (

@@ -79,8 +79,9 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path, folder: Pat
     )
     result.metrics.update(_heldout_perplexity(cfg, trained, policy, reference))
     if e.num_pairs:
-        pairs = _data_of(cfg, trained, policy, PreferenceRow).batches("test", limit=e.num_pairs)
-        result.metrics.update(evaluate_pairs(policy, reference=reference, batches=pairs))
+        pairs = _data_of(cfg, trained, policy, PreferenceRow)
+        batches, facts = pairs.batches("test", limit=e.num_pairs), pairs.test_rows.pair_facts()
+        result.metrics.update(evaluate_pairs(policy, reference=reference, batches=batches, facts=facts))
     if contest is not None:
         result.metrics.update(contest.judged(result).metrics)
     return result
