@@ -13,14 +13,14 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from alignlab.batches import IGNORE, Sequences
 from alignlab.errors import ModelError
 from alignlab.kernels.logprobs import shift_labels
-from alignlab.models import flex, packed, packing
+from alignlab.models import packing
 from alignlab.models.adapters import LoRA, QLoRA
-from alignlab.models.attention import NAME, attend, make_segments
 from alignlab.models.backbone import body_of, hidden_states
 from alignlab.models.critic import Critic
-from alignlab.models.packed import longest_packable, pack
-from alignlab.models.packing import Layout, hidden_at
-from alignlab.models.pieces import Piece
+from alignlab.models.packing import Layout, flex, hidden_at, packed
+from alignlab.models.packing.attention import NAME, attend, make_segments
+from alignlab.models.packing.packed import longest_packable, pack
+from alignlab.models.packing.pieces import Piece
 from alignlab.models.reward_model import RewardModel
 from alignlab.models.source import ModelSource
 from tests import tiny_models as tiny

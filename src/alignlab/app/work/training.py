@@ -19,7 +19,7 @@ log = logging.getLogger("alignlab")
 
 
 LAYOUTS = ("auto", "padded", "packed", "shared")
-"""What hardware.layout may say; see `models/packing.py`."""
+"""What hardware.layout may say; see `models/packing/`."""
 
 DECODERS = ("auto", "general")
 """What hardware.decoder may say; see `models/decoding`."""

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from alignlab.models.pieces import Piece
+from alignlab.models.packing.pieces import Piece
 
 BLOCK = 128
 """Tokens per side of a block of the mask; a packed row is filled up to a multiple of it."""

@@ -23,7 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from alignlab.errors import ModelError
-from alignlab.models.pieces import Piece
+from alignlab.models.packing.pieces import Piece
 
 NAME = "alignlab_sdpa"
 """The implementation's name in transformers' registers (never saved: transformers leaves it out of config.json)."""
@@ -64,7 +64,7 @@ def row_multiple(device: torch.device) -> int:
     """What the length of a packed row must be a multiple of."""
     if device.type != "cuda":
         return 1
-    from alignlab.models.flex import BLOCK
+    from alignlab.models.packing.flex import BLOCK
 
     return BLOCK
 
@@ -74,7 +74,7 @@ def make_segments(pieces: tuple[Piece, ...], device: torch.device) -> Segments:
     masks = tuple(_continuation_mask(piece, device) if piece.prefix else None for piece in pieces)
     if device.type != "cuda":
         return Segments(pieces, masks)
-    from alignlab.models.flex import block_mask_of
+    from alignlab.models.packing.flex import block_mask_of
 
     return Segments(pieces, masks, block_mask_of(pieces, device))
 
@@ -128,7 +128,7 @@ def attention(
     if unknown := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
         raise ModelError(f"{type(module).__name__} asks attention for {', '.join(unknown)}: its rows cannot be packed")
     if attention_mask.block_mask is not None and dropout == 0.0:  # flex_attention has no dropout
-        from alignlab.models.flex import flex
+        from alignlab.models.packing.flex import flex
 
         return flex(query, key, value, attention_mask.block_mask, scaling), None
     return attend(query, key, value, attention_mask, dropout=dropout, scaling=scaling), None

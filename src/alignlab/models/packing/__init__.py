@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from alignlab.batches import Sequences
 from alignlab.errors import ModelError
 from alignlab.models.backbone import body_of, body_states
-from alignlab.models.packed import Packed, longest_packable, pack, packed_states
+from alignlab.models.packing.packed import Packed, longest_packable, pack, packed_states
 
 Layout = Literal["auto", "padded", "packed", "shared"]
 

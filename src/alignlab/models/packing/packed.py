@@ -13,9 +13,9 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from alignlab.batches import IGNORE, Sequences
-from alignlab.models.attention import NAME, Segments, make_segments, row_multiple, running
 from alignlab.models.backbone import body_states, device_of, evaluating, takes_positions
-from alignlab.models.pieces import Piece
+from alignlab.models.packing.attention import NAME, Segments, make_segments, row_multiple, running
+from alignlab.models.packing.pieces import Piece
 
 _NO_WINDOW = 1 << 62
 
