@@ -131,11 +131,11 @@ def test_clusters_of_one_size_give_the_interval_of_their_means():
 
 
 def test_clusters_of_two_sizes_worked_by_hand():
-    # mean 3 of four values; gaps by cluster: -2 - 1 - 0 = -3 and 3; variance 2 / 1 * (9 + 9) / 16
+    # mean 3 of four values; 6 without the first cluster, 2 without the other; variance 1 / 2 * (9 + 1)
     found = clustered_interval([1.0, 2.0, 3.0, 6.0], [0, 0, 0, 1])
     assert found.mean == 3.0 and found.count == 2
-    assert found.stderr == pytest.approx(1.5)
-    assert found.high - 3.0 == pytest.approx(12.706205 * 1.5, rel=1e-6)  # t(1, 97.5%) from a printed table
+    assert found.stderr == pytest.approx(math.sqrt(5))
+    assert found.high - 3.0 == pytest.approx(12.706205 * math.sqrt(5), rel=1e-6)  # t(1, 97.5%) from a printed table
 
 
 def test_one_cluster_has_no_interval_and_clusters_must_match():
@@ -188,6 +188,19 @@ def test_a_clustered_share_covers_the_truth():
         covered += found.low <= 0.7 <= found.high
         naive += wilson.low <= 0.7 <= wilson.high
     assert 930 <= covered <= 970 and naive < 880
+
+
+def test_a_share_covers_the_truth_where_one_cluster_is_as_large_as_all_others_together():
+    """A cluster that draws the mean to itself looks nearer to it than it is."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    of, covered = np.repeat(np.arange(101), [1] * 100 + [100]), 0
+    for _ in range(500):
+        chances = random.beta(1.6, 0.4, size=101)[of]  # mean 0.8, correlation 1 / 3
+        found = clustered_share_interval((random.random(200) < chances).astype(float).tolist(), of.tolist())
+        covered += found.low <= 0.8 <= found.high
+    assert covered >= 460
 
 
 def test_one_cluster_tells_no_share():

@@ -48,9 +48,10 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
 def clustered_interval(values: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95) -> Interval:
     """Mean of all values with a t interval over clusters: values of one cluster need not be independent.
 
-    With K clusters of sum s_k and size n_k, N values and their mean m, the variance of the mean is
-    K / (K - 1) * sum_k (s_k - m n_k)^2 / N^2 (Cochran 1977, section 6.3: m is a ratio of two sums over clusters), and t
-    has K - 1 degrees of freedom. Clusters of one size: the t interval of the clusters' means. `count` is K.
+    With K clusters of sum s_k and size n_k, N values and their mean m, the variance of the mean is the jackknife's
+    that leaves a cluster out, (K - 1) / K * sum_k ((s_k - m n_k) / (N - n_k))^2 (Bell & McCaffrey 2002, CR3:
+    a cluster that is much larger than the others draws m to itself, which Cochran 1977, section 6.3, does not make good
+    for), and t has K - 1 degrees of freedom. Clusters of one size: the t interval of the clusters' means. `count` is K.
 
     Raises:
         DataError: there are no values, or not as many clusters.
@@ -164,9 +165,10 @@ def _clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> tu
     for value, cluster in zip(values, clusters):
         gaps[cluster].append(value - mean)
     count = len(gaps)
-    squares = math.fsum(math.fsum(own) ** 2 for own in gaps.values())
-    stderr = math.sqrt(count / (count - 1) * squares) / len(values) if count > 1 else math.nan
-    return mean, stderr, count
+    if count == 1:
+        return mean, math.nan, 1
+    moved = [math.fsum(own) / (len(values) - len(own)) for own in gaps.values()]  # the mean, by leaving a cluster out
+    return mean, math.sqrt((count - 1) / count * math.fsum(each * each for each in moved)), count
 
 
 def _wilson(share: float, count: float, confidence: float) -> tuple[float, float]:

@@ -46,6 +46,9 @@ def test_plain_forms_are_chosen_for_one_run_alone():
         assert {name for name in PLAIN_FORMS if is_plain(name)} == expected
     with pytest.raises(ConfigError, match=r"hardware.plain: gellu: allowed are adamw, gae, gelu, tied_embedding"):
         settle(hardware(plain=["gellu"]))
+    for nonsense in (1, True, [None], ["gelu", 1], [["gelu"]]):
+        with pytest.raises(ConfigError, match=r"hardware.plain: .*: allowed are"):
+            settle(hardware(plain=nonsense))
 
 
 def test_the_plain_optimizer_is_torchs_own():

@@ -113,6 +113,17 @@ def test_pairs_that_share_a_prompt_are_counted_by_prompt():
         assert doubled == pytest.approx(width, rel=1e-9) if name == "margin" else 0.95 < doubled / width < 1.3
 
 
+def test_pairs_that_are_all_of_one_prompt_are_counted_by_pair():
+    """As in an exact world, where there is no other prompt; pairs that share replies tell no error."""
+    margins = [1.0, -2.0, 3.0, 0.5]
+    alone = summarise_scores(margins, [0.0] * 4, facts=[PairFacts(7, 1, 1)] * 4).metrics
+    share, margin = share_interval(3, 4), mean_interval(margins)
+    assert (alone["accuracy_low"], alone["accuracy_high"]) == (share.low, share.high)
+    assert (alone["margin_low"], alone["margin_high"]) == (margin.low, margin.high)
+    styled = summarise_scores(margins, [0.0] * 4, facts=[PairFacts(7, 1, 1, None, (0, 1))] * 4).metrics
+    assert "accuracy_low" not in styled and "margin_low" not in styled
+
+
 def test_a_cell_without_pairs_is_no_zero():
     assert style_matrix([1.0, -1.0], [PairFacts(0, 1, 1, None, (0, 1)), PairFacts(1, 1, 1, None, (1, 1))]) == [
         [None, 1.0],

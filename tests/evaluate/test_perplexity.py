@@ -50,8 +50,8 @@ def test_perplexity_and_its_drift_are_over_all_scored_tokens(policy):
     ratios = [their - our for their, our in zip(theirs, own, strict=True)]
     for name, values in (("heldout", [-each for each in own]), ("drift", ratios)):
         mean, rows = sum(values) / 6, (values[:3], values[3:5], values[5:])  # tokens of a row are not independent
-        squares = sum((sum(row) - mean * len(row)) ** 2 for row in rows)
-        half = 4.302653 * math.sqrt(3 / 2 * squares) / 6  # t(2, 97.5%)
+        without = [(sum(values) - sum(row)) / (6 - len(row)) for row in rows]  # means, a row left out
+        half = 4.302653 * math.sqrt(2 / 3 * sum((each - mean) ** 2 for each in without))  # t(2, 97.5%)
         assert figures[f"perplexity_{name}_low"] == pytest.approx(math.exp(mean - half), rel=1e-4)
         assert figures[f"perplexity_{name}_high"] == pytest.approx(math.exp(mean + half), rel=1e-4)
 

@@ -219,6 +219,20 @@ def test_a_loss_of_ones_own_is_all_of_the_loss():
     [term] = method.terms(experience)
     torch.testing.assert_close(term.loss, whole / 2)
 
+    class Halving:
+        """What a mixin says, which is no `Method` itself, holds likewise."""
+
+        def compute(self, batch: Any) -> LossOutput:
+            loss, metrics = super().compute(batch)  # type: ignore[misc]
+            return LossOutput(loss / 2, metrics)
+
+    class Mixed(Halving, PPO):
+        pass
+
+    method.__class__ = Mixed
+    [term] = method.terms(experience)
+    torch.testing.assert_close(term.loss, whole / 2)
+
 
 def test_the_kl_that_steers_the_step_size_is_measured_after_the_updates():
     method = make_method("ppo")

@@ -111,7 +111,7 @@ MUTANTS = (
     Mutant(
         "a reward model's pairs of one prompt counted as if they were independent",
         "evaluate/pairs.py",
-        "return clustered_share_interval(rights, [fact.prompt for fact in facts] or range(len(rights)))",
+        "return clustered_share_interval(rights, _independent(facts, len(rights)))",
         "return clustered_share_interval(rights, range(len(rights)))",
         PAIRS,
     ),

@@ -288,7 +288,7 @@ MUTANTS = (
     Mutant(
         "a subclass of PPO with a loss of its own trains by PPO's",
         "methods/base.py",
-        'if "compute" in vars(cls) and "terms" not in vars(cls):',
+        'if cls.__mro__.index(definer["compute"]) < cls.__mro__.index(definer["terms"]):',
         "if False:",
         PPO,
     ),

@@ -43,14 +43,25 @@ def pair_figures(margins: Sequence[float], facts: Sequence[PairFacts]) -> dict[s
 
 
 def accuracy_of(margins: Sequence[float], facts: Sequence[PairFacts]) -> Interval:
-    """Share of right pairs, ties half; Wilson's interval, over prompts where pairs share one (no facts: over pairs)."""
+    """Share of right pairs, ties half; Wilson's interval, over what `_independent` says."""
     rights = [right(margin) for margin in margins]
-    return clustered_share_interval(rights, [fact.prompt for fact in facts] or range(len(rights)))
+    return clustered_share_interval(rights, _independent(facts, len(rights)))
 
 
 def margin_of(margins: Sequence[float], facts: Sequence[PairFacts]) -> Interval:
-    """Mean margin, raw scores; a t interval, over prompts where pairs share one (no facts: over pairs)."""
-    return clustered_interval(margins, [fact.prompt for fact in facts] or range(len(margins)))
+    """Mean margin, raw scores; a t interval, over what `_independent` says."""
+    return clustered_interval(margins, _independent(facts, len(margins)))
+
+
+def _independent(facts: Sequence[PairFacts], count: int) -> Sequence[int]:
+    """Of each pair, the number of its cluster: its prompt's, where pairs share one; its own, where nothing is known.
+
+    Its own, too, where all are of one prompt, as in an exact world: they tell of that prompt, and of it they are
+    independent draws, unless they have styles (then they share replies).
+    """
+    prompts = [fact.prompt for fact in facts]
+    of_one = len(set(prompts)) < 2 and all(fact.styles is None for fact in facts)
+    return range(count) if of_one else prompts
 
 
 def length_figures(margins: Sequence[float], facts: Sequence[PairFacts]) -> dict[str, float]:

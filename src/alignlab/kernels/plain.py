@@ -19,7 +19,7 @@ _chosen: frozenset[str] = frozenset()
 def choose_plain(names: Iterable[str]) -> None:
     """From now on these are plain and all others fast. ConfigError for a name that is not in PLAIN_FORMS."""
     global _chosen
-    chosen = frozenset(names)
+    chosen = frozenset(map(str, names))  # of a number or a list, too, it can be said that it is none of them
     if unknown := sorted(chosen - set(PLAIN_FORMS)):
         raise ConfigError(f"hardware.plain: {', '.join(unknown)}: allowed are {', '.join(PLAIN_FORMS)}")
     _chosen = chosen

@@ -40,7 +40,8 @@ class Method(L.LightningModule):
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
-        if "compute" in vars(cls) and "terms" not in vars(cls):
+        definer = {name: next(each for each in cls.__mro__ if name in vars(each)) for name in ("compute", "terms")}
+        if cls.__mro__.index(definer["compute"]) < cls.__mro__.index(definer["terms"]):
             cls.terms = Method.terms  # whoever says what its loss is has said all of it; a parent's terms are not it
 
     def __init__(self, *, lr: float, optimizer: AdamW, epochs: float, max_steps: int | None) -> None:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from alignlab.app.configs.made import make
 from alignlab.errors import ConfigError, HardwareError
@@ -70,8 +70,8 @@ def settle(cfg: DictConfig) -> None:
     check_hardware(cfg)
     own_choice = torch_threads()
     torch.set_num_threads(cfg.hardware.threads or own_choice)
-    plain = cfg.hardware.plain or []
-    choose_plain([plain] if isinstance(plain, str) else plain)
+    plain = cfg.hardware.plain
+    choose_plain([] if plain is None else plain if isinstance(plain, ListConfig) else [plain])
 
 
 @cache
