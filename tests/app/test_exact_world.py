@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from alignlab.app.cli import main
+from alignlab.statistics import share_interval
 
 WORLD = [  # 15 responses
     *("model.tokenizer.vocab_size=3", "data.source.world.max_length=3", "data.max_length=4"),
@@ -91,6 +92,16 @@ def test_a_reward_model_fits_the_likelihood(runs: Path):
     words += ["data.batch_size=64"]
     found = metrics(ran(runs, words))
     assert 0 <= found["exact/likelihood_gap"] < 0.01 and found["exact/share"] > 0.9
+
+
+def test_pairs_of_a_worlds_few_prompts_are_draws_of_their_own(runs: Path):
+    """Two prompts are all that there are: the interval is over 32 pairs, not over two clusters of them."""
+    words = ["method=reward", "model=exact", "data=exact", "method.max_steps=2", "data.batch_size=8"]
+    folder = ran(runs, [*words, "data.source.world.num_prompts=2"])
+    found = json.loads((folder / "eval" / "reward.json").read_text())["metrics"]
+    expected = share_interval(found["accuracy"] * found["num_pairs"], int(found["num_pairs"]))
+    assert found["num_pairs"] > 20
+    assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx((expected.low, expected.high))
 
 
 def test_a_killed_run_writes_the_same_exact_figures(runs: Path, tmp_path: Path):

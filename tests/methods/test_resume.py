@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from alignlab.errors import AlignlabError
+from alignlab.kernels.plain import choose_plain
 from alignlab.methods.base import Method
 from alignlab.methods.checkpoint import newest_checkpoint, read_checkpoint, write_checkpoint
 from alignlab.rows import PreferenceRow
@@ -40,6 +41,19 @@ def test_a_stream_goes_on_where_it_stopped(tmp_path: Path):
     assert resumed.completed_steps == 6
     assert all(torch.equal(value, trained(resumed)[name]) for name, value in trained(whole).items())
     assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "killed/metrics.jsonl").read_text()
+
+
+def test_a_resumed_run_computes_its_steps_as_it_is_told_now(tmp_path: Path):
+    """A checkpoint has the moments, not the way they were made: of a run that goes on with hardware.plain=[adamw]."""
+    first = fit(make_method("sft"), tmp_path, kill_at=4)
+    assert [group["fused"] for group in first.trainer.optimizers[0].param_groups] == [True, True]
+    choose_plain(["adamw"])
+    resumed = fit(make_method("sft"), tmp_path)
+    assert [group["fused"] for group in resumed.trainer.optimizers[0].param_groups] == [None, None]
+    choose_plain([])
+    whole = fit(make_method("sft"), tmp_path / "whole")
+    for name, value in trained(whole).items():
+        torch.testing.assert_close(trained(resumed)[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_checkpoints_fewer_than_steps_lose_steps_but_no_bits(tmp_path: Path):

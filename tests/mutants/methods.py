@@ -142,7 +142,7 @@ MUTANTS = (
     Mutant(
         "optimizer's state forgotten on resume",
         "methods/checkpoint.py",
-        'trainer.optimizers[0].load_state_dict(self._state["optimizer"])',
+        'optimizer.load_state_dict(self._state["optimizer"])',
         "pass",
         (f"{RESUME}[sft]",),
     ),

@@ -81,7 +81,7 @@ class Method(L.LightningModule):
 
     def terms(self, batch: Any) -> Iterable[LossOutput]:
         """What `compute` is the sum of. Each is differentiated before the next is asked for, so that networks with no
-        weight in common need not hold their activations at the same time."""
+        weight in common need not hold their activations at the same time. Who overrides it overrides `compute` too."""
         yield self.compute(batch)
 
     def before_training(self, data: Any) -> None:

@@ -199,7 +199,10 @@ class Checkpointer(Callback):
             return
         method = _as_method(pl_module)
         restore_method(method, self._state, trainer.global_rank)
-        trainer.optimizers[0].load_state_dict(self._state["optimizer"])
+        [optimizer] = trainer.optimizers
+        optimizer.load_state_dict(self._state["optimizer"])
+        for group in optimizer.param_groups:  # how a step is computed is this machine's and this command's choice
+            group["fused"] = optimizer.defaults["fused"]
         if self._state["scaler"]:
             trainer.precision_plugin.load_state_dict(self._state["scaler"])
         extra = self._state["extra"]

@@ -2,8 +2,8 @@
 
 Such a matrix [V, D] gets two gradients: that of the head, and that of the lookup, as large and zero but for the rows of
 the batch's tokens. Autograd makes both, and adds them. Here the lookup hands the matrix on to the head instead, so that
-the head's gradient comes back through the lookup, which adds its few rows to it: the same numbers, to the bit, without
-a second [V, D] (297 MiB at a vocabulary of 151,936 and D = 512).
+the head's gradient comes back through the lookup, which adds its few rows to it: the same numbers (to the bit, where a
+backward pass has one forward) without a second [V, D], which is 297 MiB at a vocabulary of 151,936 and D = 512.
 """
 
 from collections.abc import Callable, Iterator

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.app.configs.made import make
-from alignlab.app.work.training import Metrics, data_for, device_of, settle, world_of
+from alignlab.app.work.training import Metrics, data_for, device_of, pair_facts_of, settle, world_of
 
 
 def evaluate(cfg: DictConfig, folder: Path, target: Any) -> Metrics:
@@ -80,7 +80,7 @@ def _evaluate_policy(cfg: DictConfig, trained: DictConfig, of: Path, folder: Pat
     result.metrics.update(_heldout_perplexity(cfg, trained, policy, reference))
     if e.num_pairs:
         pairs = _data_of(cfg, trained, policy, PreferenceRow)
-        batches, facts = pairs.batches("test", limit=e.num_pairs), pairs.test_rows.pair_facts()
+        batches, facts = pairs.batches("test", limit=e.num_pairs), pair_facts_of(pairs)
         result.metrics.update(evaluate_pairs(policy, reference=reference, batches=batches, facts=facts))
     if contest is not None:
         result.metrics.update(contest.judged(result).metrics)
@@ -111,7 +111,7 @@ def _evaluate_reward_model(cfg: DictConfig, trained: DictConfig, of: Path) -> An
     load = partial(load_reward_model, of, merge=which is None)
     model = _with_checkpoint(load, of, which, "reward_model").to(device_of(cfg))
     data = _data_of(cfg, trained, model, PreferenceRow)
-    return evaluate_reward_model(model, data.batches("test"), facts=data.test_rows.pair_facts())
+    return evaluate_reward_model(model, data.batches("test"), facts=pair_facts_of(data))
 
 
 def _data_of(cfg: DictConfig, trained: DictConfig, model: Any, row_type: type) -> Any:

@@ -21,6 +21,7 @@ from alignlab.app.work.training import (
     make_monitor,
     make_sampler,
     make_trainer,
+    pair_facts_of,
     rank_of_process,
     seed_everything,
     settle,
@@ -111,8 +112,8 @@ def export(cfg: DictConfig, folder: Path, method: Any, data: Any, metrics: Metri
         save_reward_model(method.reward_model, folder, card=card_of(cfg, folder, method, metrics))
         if not data.test_rows:
             return {}
-        facts = data.test_rows.pair_facts()
-        return write_evaluation(folder, evaluate_reward_model(method.reward_model, data.batches("test"), facts=facts))
+        found = evaluate_reward_model(method.reward_model, data.batches("test"), facts=pair_facts_of(data))
+        return write_evaluation(folder, found)
     save_policy(method.policy, folder, card=card_of(cfg, folder, method, metrics))
     if cfg.task.samples.final_prompts == 0:
         return {}

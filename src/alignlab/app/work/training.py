@@ -128,6 +128,15 @@ def world_of(data: Any) -> Any:
     return getattr(data.source, "world", None)
 
 
+def pair_facts_of(data: Any) -> list[Any]:
+    """What an evaluation may ask about each pair of the test split (`PairFacts`).
+
+    The prompts of an exact world are all there are, not a sample of more: there each pair is a draw by itself.
+    """
+    facts = data.test_rows.pair_facts()
+    return facts if world_of(data) is None else [fact._replace(prompt=row) for row, fact in enumerate(facts)]
+
+
 def check_world(data: Any) -> None:
     """ConfigError where rows of an exact world would not be cut where its responses are."""
     world = world_of(data)
