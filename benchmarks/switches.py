@@ -85,6 +85,12 @@ SWITCHES = {
         plain(
             "tied_gradient", "tied_embedding", ("sft", "dpo", *SAMPLED), "two gradients of the embedding matrix, added"
         ),
+        plain(
+            "gradient_room",
+            "room_for_gradient",
+            ("reward", "ppo"),
+            "freed memory stays with the process",
+        ),
         plain("gae_scan", "gae", SAMPLED, "a Python loop over tokens"),
     )
 }

@@ -8,7 +8,7 @@ REWARD = ("models/test_reward_model.py",)
 FROM_REWARD = ("models/test_reward_model.py::test_a_critic_from_a_frozen_reward_model_trains_weights_of_its_own",)
 CRITIC = ("models/test_reward_model.py::test_a_critic_from_a_policy_is_a_copy_that_starts_at_zero", *REWARD)
 BIASED = ("models/test_policy.py::test_a_heads_bias_counts_in_log_probs_in_parts_and_in_greedy_choice",)
-TIED = ("models/test_tied.py",)
+TIED = ("models/test_embeddings.py",)
 IN_CHUNKS = ("methods/test_loss_in_chunks.py",)
 REFERENCES = (
     "models/test_adapters.py::test_references_are_the_start_in_eval_mode_whatever_the_policy_does",
@@ -229,14 +229,14 @@ MUTANTS = (
     ),
     Mutant(
         "a tied embedding learns from the head alone",
-        "models/tied.py",
+        "models/embeddings.py",
         "return of_weight.index_add_(0, tokens, sums), None, None",
         "return of_weight, None, None",
         TIED,
     ),
     Mutant(
         "a padding token learns from its lookups",
-        "models/tied.py",
+        "models/embeddings.py",
         "        sums[tokens == ctx.padding] = 0\n",
         "",
         TIED,

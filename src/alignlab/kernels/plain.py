@@ -11,6 +11,7 @@ PLAIN_FORMS = {
     "adamw": "torch's loop over the weights instead of its fused kernel",
     "gae": "one step of time after the other instead of sums by doubling",
     "gelu": "transformers' gelu_new in eight operations instead of torch's in one",
+    "room_for_gradient": "freed memory kept by the process when a large embedding's gradient is made",
     "tied_embedding": "two gradients of a matrix that both reads and writes tokens, added, instead of one",
 }
 _chosen: frozenset[str] = frozenset()

@@ -19,10 +19,10 @@ from alignlab.kernels.logprobs import LinearLogprobs, linear_argmax, linear_logp
 from alignlab.models.adapter_state import adapter_off, is_adapted
 from alignlab.models.backbone import Head, device_of, lm_head
 from alignlab.models.decoding import Decoder
+from alignlab.models.embeddings import head_after_body
 from alignlab.models.heads import ValueHead
 from alignlab.models.origins import Origin
 from alignlab.models.packing import Layout, hidden_at
-from alignlab.models.tied import head_after_body
 
 
 class PolicyOutput(NamedTuple):

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from alignlab.batches import Sequences
 from alignlab.errors import ModelError
 from alignlab.models.backbone import body_of, body_states
+from alignlab.models.embeddings import room_for_gradient
 from alignlab.models.packing.packed import Packed, longest_packable, pack, packed_states
 
 Layout = Literal["auto", "padded", "packed", "shared"]
@@ -42,9 +43,10 @@ def body_hidden_at(
     if layout not in get_args(Layout):
         raise ModelError(f"layout={layout!r}: one of {', '.join(get_args(Layout))} is meant")
     packed = _automatic(body, sequences) if layout == "auto" else _asked_for(body, sequences, layout)
-    if packed is None:
-        return body_states(body, sequences.input_ids, sequences.attention_mask)[where]
-    return packed_states(body, packed).index_select(0, packed.index[where])
+    with room_for_gradient(body):
+        if packed is None:
+            return body_states(body, sequences.input_ids, sequences.attention_mask)[where]
+        return packed_states(body, packed).index_select(0, packed.index[where])
 
 
 def _asked_for(body: nn.Module, sequences: Sequences, layout: Layout) -> Packed | None:

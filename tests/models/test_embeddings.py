@@ -1,6 +1,8 @@
-"""Tied embeddings: one gradient in place of two gives the same bits, and only where the lookup is nothing but rows."""
+"""Gradients of embeddings: one in place of two gives the same bits, and memory is given back before a large one."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignlab.batches import Sequences
 from alignlab.kernels.plain import choose_plain
+from alignlab.models import embeddings
 from alignlab.models.backbone import hidden_states, lm_head, unwrapped
+from alignlab.models.critic import Critic
+from alignlab.models.embeddings import head_after_body
 from alignlab.models.policy import Policy
-from alignlab.models.tied import head_after_body
 from tests import tiny_models as tiny
 
 KINDS = ["gpt2", "gpt_neo", "qwen2"]
@@ -141,3 +145,73 @@ def test_the_network_is_as_it_was_afterwards() -> None:
         assert "forward" in vars(embedding)
         raise ZeroDivisionError
     assert "forward" not in vars(embedding)
+
+
+# -- room for a gradient ---------------------------------------------------------------------------------------------
+class Order(TorchDispatchMode):
+    """What happens inside, in its order: `trim`, and `gradient` where one of that many rows is made."""
+
+    def __init__(self, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.rows = rows
+        self.seen: list[str] = []
+        monkeypatch.setattr(embeddings, "_malloc_trim", lambda: lambda pad: self.seen.append("trim"))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.embedding_dense_backward.default and args[2] == self.rows:
+            self.seen.append("gradient")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_memory_is_given_back_just_before_a_lookups_gradient(layout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "_LARGE", 0)
+    critic = Critic.from_policy(tiny.tiny_policy("llama"))
+    critic.layout = layout
+    torch.nn.init.normal_(critic.value_head.linear.weight, generator=torch.Generator().manual_seed(0))
+    body: Any = critic.body
+    embedding = body.get_input_embeddings()
+    found = []
+    for plain, expected in (([], ["trim", "gradient"]), (["room_for_gradient"], ["gradient"])):
+        choose_plain(plain)
+        critic.zero_grad(set_to_none=True)
+        with Order(len(embedding.weight), monkeypatch) as order:
+            loss = critic(ROWS).sum()
+            assert order.seen == []
+            loss.backward()
+        assert order.seen == expected
+        assert not embedding._forward_hooks
+        found.append(embedding.weight.grad)
+    assert found[0].any() and torch.equal(*found)
+
+
+def test_nothing_is_given_back_for_a_small_gradient_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    critic, policy = Critic.from_policy(tiny.tiny_policy("gpt2")), tiny.tiny_policy("gpt2")
+    frozen = tiny.tiny_policy("gpt2")
+    frozen.model.requires_grad_(False)
+    with Order(len(lm_head(policy.model).weight), monkeypatch) as order:
+        critic(ROWS).sum().backward()  # small
+        assert "trim" not in order.seen
+        monkeypatch.setattr(embeddings, "_LARGE", 0)
+        by_parts(policy, ROWS).backward()  # handed on
+        with torch.no_grad():
+            critic(ROWS)
+        Critic.from_policy(frozen)(ROWS).sum().backward()
+        assert "trim" not in order.seen
+        critic(ROWS).sum().backward()
+        assert "trim" in order.seen
+
+
+def test_freed_memory_is_the_systems_again() -> None:
+    if embeddings._malloc_trim() is None:
+        pytest.skip("this C library has no malloc_trim")
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+    blocks = [torch.ones(2**14) for _ in range(3200)]  # 200 MiB in blocks of 64 KiB, which stay with the process
+    kept = blocks[::100]
+    before = resident()
+    blocks.clear()
+    embeddings._give_back(torch.zeros(1))
+    assert before - resident() > 100 and kept[-1][0] == 1

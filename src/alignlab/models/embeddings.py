@@ -1,11 +1,19 @@
-"""One gradient for a matrix that both reads and writes tokens (tied embeddings).
+"""The gradient of the embedding matrix [V, D], of many networks the largest tensor there is.
 
-Such a matrix [V, D] gets two gradients: that of the head, and that of the lookup, as large and zero but for the rows of
-the batch's tokens. Autograd makes both, and adds them. Here the lookup hands the matrix on to the head instead, so that
-the head's gradient comes back through the lookup, which adds its few rows to it: the same numbers (to the bit, where a
-backward pass has one forward) without a second [V, D], which is 297 MiB at a vocabulary of 151,936 and D = 512.
+One, not two. A matrix that both reads and writes tokens (tied embeddings) gets two gradients: that of the head, and
+that of the lookup, as large and zero but for the rows of the batch's tokens. Autograd makes both, and adds them. Here
+the lookup hands the matrix on to the head instead, so that the head's gradient comes back through the lookup, which
+adds its few rows to it: the same numbers (to the bit, where a backward pass has one forward) without a second [V, D],
+which is 297 MiB at a vocabulary of 151,936 and D = 512.
+
+Not on top of what is over. A lookup alone (a reward model, a critic) makes its gradient last, when all activations have
+been freed; but glibc keeps freed blocks below 32 MiB for the process, and one as large as this does not fit into them.
+They are given back first.
 """
 
+import ctypes
+import functools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +26,8 @@ from torch.autograd.function import once_differentiable
 
 from alignlab.kernels.plain import is_plain
 from alignlab.models.backbone import Head, lm_head, unwrapped
+
+_LARGE = 2**26  # bytes: giving memory back and getting it again takes 2 % of a step whose gradient here is 297 MiB
 
 
 @contextmanager
@@ -46,6 +56,49 @@ def head_after_body(model: nn.Module) -> Iterator[Callable[[], Head]]:
         yield lambda: head._replace(weight=handed_on[0]) if handed_on else head
     finally:
         del embedding.forward  # the class has its own
+
+
+@contextmanager
+def room_for_gradient(body: Any) -> Iterator[None]:
+    """Run the body inside: before a large gradient of its lookup is made, on a CPU, freed memory is given back.
+
+    Nothing else happens, whatever the network is; where the lookup hands its matrix on, there is no such gradient.
+    """
+    embedding: Any = body.get_input_embeddings() if hasattr(body, "get_input_embeddings") else None
+    if not _has_large_gradient(embedding) or is_plain("room_for_gradient") or _malloc_trim() is None:
+        yield
+        return
+
+    def look_out(module: nn.Module, arguments: Any, rows: Tensor) -> None:
+        if rows.requires_grad:
+            rows.register_hook(_give_back)
+
+    handle = embedding.register_forward_hook(look_out)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _has_large_gradient(embedding: Any) -> bool:
+    """Whether a gradient as large as the matrix will be made for its lookup alone."""
+    if type(embedding) is not nn.Embedding or "forward" in vars(embedding) or not torch.is_grad_enabled():
+        return False
+    weight = embedding.weight
+    return weight.requires_grad and weight.device.type == "cpu" and weight.nbytes >= _LARGE
+
+
+def _give_back(gradient: Tensor) -> None:
+    """Called with the gradient of the embedded tokens, when everything above them is done."""
+    trim = _malloc_trim()
+    assert trim is not None  # see `room_for_gradient`
+    trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's malloc_trim(3); None where the C library has none."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def _is_plainly_tied(embedding: Any, head: Head) -> bool:
